@@ -1,0 +1,1 @@
+"""Who acts when data is collected."""

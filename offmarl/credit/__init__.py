@@ -1,0 +1,1 @@
+"""Who earned the reward: decompositions of the team reward."""

@@ -1,0 +1,1 @@
+"""Where experience comes from: batched environments and their adapters."""

@@ -1,0 +1,1 @@
+"""The multi-agent particle world, many copies at once."""

@@ -1,0 +1,1 @@
+"""The training loop, checkpoints and logs: it knows no algorithm."""
