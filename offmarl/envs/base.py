@@ -35,14 +35,18 @@ class EnvSpec(BaseModel):
     horizon: int  # steps after which an episode is truncated
     shared_reward: bool = False  # every agent is paid the same by construction
     has_agent_reward: bool = True  # `Step.agent_reward` is the truth about who earned what
-    causes: tuple[tuple[str, ...], ...] | None = None  # true causes per agent, as `input_names`; yardstick only
+    causes: tuple[tuple[str, ...], ...] | None = (
+        None  # true causes per agent, as `input_names`; yardstick only
+    )
     versions: dict[str, str] = {}  # simulator packages
 
     @model_validator(mode="after")
     def _consistent(self) -> "EnvSpec":
         for name in ("obs_names", "action_names"):
             if len(getattr(self, name)) != len(self.agents):
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.agents)} agents")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries for {len(self.agents)} agents"
+                )
         grouped = [agent for group in self.groups for agent in group]
         if sorted(grouped) != sorted(self.agents):
             raise ValueError(f"groups {self.groups} are not a partition of the agents {self.agents}")
@@ -94,7 +98,10 @@ class Frame:
                 return None
             return torch.where(condition.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)
 
-        merged = {field.name: select(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        merged: dict[str, Any] = {
+            field.name: select(getattr(self, field.name), getattr(other, field.name))
+            for field in fields(self)
+        }
         return replace(self, **merged)
 
 

@@ -1,0 +1,200 @@
+"""How fast data is loaded and sampled, as ratios against the disk and against peers. One thread.
+
+    python benchmarks/data.py [--transitions 1000000] [--json]
+
+A ratio above 1 means that offmarl is faster. Runs alternate between both sides; medians are compared.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from offmarl.data.load import load_transitions
+from offmarl.data.store import Dataset
+from offmarl.data.table import Transitions
+from offmarl.data.writer import Writer
+from offmarl.envs.base import EnvSpec
+from offmarl.streams import stream
+
+N_AGENTS, OBS, ACTION, STEPS, BATCH = 3, 18, 2, 25, 1024
+
+
+def make_dataset(folder: Path, transitions: int) -> Dataset:
+    """Random numbers in the shape of a particle task: 3 agents, observations of 18, episodes of 25 steps."""
+    agents = tuple(f"agent_{i}" for i in range(N_AGENTS))
+    spec = EnvSpec(
+        id="benchmark",
+        agents=agents,
+        groups=(agents,),
+        action_type="continuous",
+        obs_names=(tuple(f"o{i}" for i in range(OBS)),) * N_AGENTS,
+        action_names=(("ax", "ay"),) * N_AGENTS,
+        horizon=STEPS,
+    )
+    numbers = np.random.default_rng(0)
+    episodes_left = -(-transitions // STEPS)
+    with Writer(folder, spec, id="benchmark/random-v0") as writer:
+        while episodes_left:
+            episodes = min(episodes_left, 1000)
+            rows = episodes * (STEPS + 1)
+            truncated = np.zeros((episodes, STEPS + 1), dtype=np.uint8)
+            truncated[:, -2] = 1
+            agent_reward = numbers.standard_normal((rows, N_AGENTS), dtype=np.float32)
+            arrays = {
+                "obs": numbers.standard_normal((rows, N_AGENTS, OBS), dtype=np.float32),
+                "action": numbers.uniform(-1, 1, (rows, N_AGENTS, ACTION)).astype(np.float32),
+                "team_reward": agent_reward.sum(1),
+                "agent_reward": agent_reward,
+                "terminated": np.zeros(rows, dtype=np.uint8),
+                "truncated": truncated.ravel(),
+            }
+            writer.append(arrays, [STEPS + 1] * episodes)
+            episodes_left -= episodes
+    return Dataset.open(folder)
+
+
+def compare(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds of both, taken in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        for function, seconds in zip((ours, peer), times, strict=True):
+            begin = time.perf_counter()
+            result = function()
+            if repeat:  # the first run warms caches
+                seconds.append(time.perf_counter() - begin)
+            del result
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def row(seconds: tuple[float, float], work: float, unit: str) -> dict[str, float | str]:
+    """Both sides as `work` done per second."""
+    return {
+        "ours": work / seconds[0],
+        "peer": work / seconds[1],
+        "ratio": seconds[1] / seconds[0],
+        "unit": unit,
+    }
+
+
+def load_against_raw(dataset: Dataset) -> dict[str, float | str]:
+    """Compare loading to the table with reading the bytes of the same arrays into fresh memory."""
+    path = dataset.folder / "data.h5"
+    left_out = ("agent_reward", "position")
+    used = sum(
+        int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+        for name, array in dataset.card.arrays.items()
+        if name not in left_out
+    )
+    seconds = compare(lambda: load_transitions(dataset), lambda: np.fromfile(path, np.uint8, used), 9)
+    return row(seconds, used / 1e9, "GB/s")
+
+
+def sample_against_h5py(dataset: Dataset, table: Transitions) -> dict[str, float | str]:
+    """Compare a batch from the table with fancy reads of the file."""
+    generator, numbers = stream(0, "benchmark"), np.random.default_rng(0)
+    rows = table.transition_rows.numpy()
+    with h5py.File(dataset.folder / "data.h5") as file:
+
+        def fancy() -> list[np.ndarray]:
+            chosen = np.sort(numbers.choice(rows, BATCH, replace=False))
+            current = [file[name][chosen] for name in ("obs", "action", "team_reward", "terminated")]
+            return [*current, file["obs"][chosen + 1], file["action"][chosen + 1]]
+
+        return row(compare(lambda: table.sample(BATCH, [generator]), fancy, 21), 1e-3, "batches/ms")
+
+
+def sample_against_choice(table: Transitions) -> dict[str, float | str]:
+    """Compare a batch for all agents with `np.random.choice` and one fancy index an array and agent.
+
+    So the replay buffers of the MPE papers' code do it, without replacement.
+    """
+    rows = table.transition_rows
+    arrays = []
+    for agent in range(N_AGENTS):
+        arrays.append(
+            [
+                table.column("obs")[rows, agent].numpy(),
+                table.column("action")[rows, agent].numpy(),
+                table.column("reward")[rows, agent].numpy(),
+                table.column("obs")[rows + 1, agent].numpy(),
+                table.column("done")[rows].numpy(),
+            ]
+        )
+
+    def choice() -> list[list[torch.Tensor]]:
+        batch = []
+        for of_agent in arrays:
+            chosen = np.random.choice(np.arange(len(rows)), BATCH, replace=False)
+            batch.append([torch.from_numpy(values[chosen]) for values in of_agent])
+        return batch
+
+    generator = stream(0, "benchmark")
+    return row(compare(lambda: table.sample(BATCH, [generator]), choice, 21), 1e-3, "batches/ms")
+
+
+def sample_against_d3rlpy(table: Transitions) -> dict[str, float | str] | None:
+    """Compare a batch for all agents with one of d3rlpy's replay buffer for each; None if not installed."""
+    try:
+        import d3rlpy
+    except ImportError:
+        return None
+    rows = table.transition_rows[: 4000 * STEPS].numpy()  # a small buffer: to d3rlpy's advantage
+    buffers = []
+    for agent in range(N_AGENTS):
+        data = d3rlpy.dataset.MDPDataset(
+            observations=table.column("obs")[rows, agent].numpy(),
+            actions=table.column("action")[rows, agent].numpy(),
+            rewards=table.column("reward")[rows, agent, None].numpy(),
+            terminals=np.zeros(len(rows)),
+            timeouts=table.column("truncated")[rows].numpy(),
+        )
+        buffers.append(data)
+    generator = stream(0, "benchmark")
+    seconds = compare(
+        lambda: table.sample(BATCH, [generator]),
+        lambda: [buffer.sample_transition_batch(BATCH) for buffer in buffers],
+        21,
+    )
+    return row(seconds, 1e-3, "batches/ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--transitions", type=int, default=1_000_000)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make_dataset(Path(folder) / "random", arguments.transitions)
+        results = {"load, against the raw bytes": load_against_raw(dataset)}
+        table = load_transitions(dataset)
+        results["batch of 1,024, against h5py fancy reads"] = sample_against_h5py(dataset, table)
+        results["batch of 1,024, against np.random.choice"] = sample_against_choice(table)
+        with contextlib.redirect_stdout(sys.stderr):  # d3rlpy logs to stdout
+            d3rlpy_row = sample_against_d3rlpy(table)
+        if d3rlpy_row is not None:
+            results["batch of 1,024, against d3rlpy"] = d3rlpy_row
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    for name, result in results.items():
+        print(
+            f"{name:45s} {result['ours']:10.3f} against {result['peer']:10.4f} {result['unit']:12s}"
+            f" ratio {result['ratio']:9.2f}"
+        )
+    if d3rlpy_row is None:
+        print("d3rlpy is not installed: its row was left out (pip install 'offmarl[d3rlpy]')")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The stage `collect`: find or train a behaviour policy, then record its episodes as a dataset."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offmarl.behaviour.checkpoint import load_policy_file
+from offmarl.behaviour.online import OnlineConfig, train_online
+from offmarl.behaviour.qualities import QUALITIES, TRAINED, TaskKey, TrainedBehaviour, trained_behaviour
+from offmarl.behaviour.random import RandomPolicy
+from offmarl.behaviour.scripted import scripted_policy
+from offmarl.behaviour.tuning import tuned
+from offmarl.behaviour.wrappers import FreeRiders, NoisyPolicy
+from offmarl.data.catalog import datasets_folder, reference_returns
+from offmarl.data.collect import collect
+from offmarl.data.record import EpisodeRecorder
+from offmarl.data.schema import check_id
+from offmarl.data.store import Dataset, partial_folder
+from offmarl.data.writer import Writer
+from offmarl.envs.base import EnvSpec, Policy
+from offmarl.errors import DataError, UsageError, unknown_name
+from offmarl.reporter import Reporter
+from offmarl.settings import configure
+
+DEFAULT_TRANSITIONS = 200_000  # a few seconds in the particle world
+SLOW_TRANSITIONS = 20_000  # environments stepped one by one in worker processes
+DEFAULT_COPIES = 500
+SLOW_COPIES = 16
+
+
+@dataclass(frozen=True)
+class CollectRequest:
+    """What a person asked for."""
+
+    env: str
+    quality: str = "expert"
+    transitions: int | None = None
+    num_envs: int | None = None
+    policy: str | None = None
+    free_riders: int = 0
+    backend: str = "offmarl"
+    name: str | None = None
+    seed: int = 0
+    out: Path | None = None
+    overwrite: bool = False
+    device: str = "cpu"
+    env_options: dict[str, Any] | None = None
+    behaviour: dict[str, Any] | None = None
+    command: str = ""
+
+
+def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
+    """Collect what was asked for; an interrupted collection goes on where it was.
+
+    Raises `UsageError` for names and values that do not exist and where the dataset stands already,
+    `DataError` for a policy that belongs to another task.
+    """
+    if request.quality not in QUALITIES:
+        raise unknown_name("quality", request.quality, QUALITIES)
+    task = TaskKey(request.env, request.backend, request.env_options or {}, request.device)
+    dataset_id = request.name or default_id(request)
+    folder = request.out or datasets_folder() / check_id(dataset_id)
+    if folder.exists() and not request.overwrite:
+        raise UsageError(
+            f"{folder} exists already: --overwrite replaces it, "
+            f"--name {_next_version(dataset_id)} writes beside it"
+        )
+    with task.make(1) as probe:
+        spec = probe.spec
+    config = configure(OnlineConfig, {**tuned(spec), **(request.behaviour or {})}, "behaviour")
+    transitions = request.transitions or (SLOW_TRANSITIONS if _slow(spec) else DEFAULT_TRANSITIONS)
+    reporter.say(f"collect {transitions:,} transitions of {spec.id}, {_label(request)}, into {folder}")
+
+    needs_training = request.policy is None and request.quality in TRAINED
+    trained = trained_behaviour(task, config, request.seed, reporter) if needs_training else None
+    provenance = {
+        "command": request.command,
+        "quality": "policy" if request.policy else request.quality,
+        "policy": request.policy,
+        "free_riders": request.free_riders,
+        "exploration": _exploration(request, config, spec),
+        "seed": request.seed,
+    }
+    if trained is not None:
+        provenance["behaviour"] = {
+            "training": str(trained.folder),
+            "expert_return": trained.expert_return,
+            "medium_return": trained.medium_return,
+        }
+    references = reference_returns(spec) or (trained.references if trained else None)
+    if request.policy is None and request.quality == "medium-replay":
+        assert trained is not None
+        return _record_training(
+            request, task, config, trained, folder, dataset_id, provenance, references, reporter
+        )
+
+    policy = _policy(request, spec, config, trained)
+    with task.make(request.num_envs or _copies(spec)) as env:
+        writer = _writer(request, folder, env.spec, dataset_id, provenance, references, reporter)
+        with writer, reporter.bar(f"collect {dataset_id}") as progress:
+            collect(env, policy, writer, transitions, request.seed, progress)
+    return Dataset.open(folder)
+
+
+def default_id(request: CollectRequest) -> str:
+    """`mpe_targets/expert-free-riders-4-v0`: the task, the behaviour, and whatever else departs from the defaults."""
+    parts = ["policy" if request.policy else request.quality]
+    if request.free_riders:
+        parts.append(f"free-riders-{request.free_riders}")
+    parts += [f"{key}-{value}" for key, value in sorted((request.env_options or {}).items())]
+    parts += [f"{key}-{value}" for key, value in sorted((request.behaviour or {}).items())]
+    if request.seed:
+        parts.append(f"seed-{request.seed}")
+    namespace = (
+        request.env if request.backend == "offmarl" else f"{request.env}/{request.backend.partition(':')[0]}"
+    )
+    return f"{namespace}/{re.sub(r'[^A-Za-z0-9.]+', '-', '-'.join(parts)).strip('-.')}-v0"
+
+
+def _next_version(dataset_id: str) -> str:
+    stem, _, number = dataset_id.rpartition("-v")
+    return f"{stem}-v{int(number) + 1}"
+
+
+def _label(request: CollectRequest) -> str:
+    label = f"policy {request.policy}" if request.policy else request.quality
+    return f"{label}, {request.free_riders} free riders an episode" if request.free_riders else label
+
+
+def _slow(spec: EnvSpec) -> bool:
+    return spec.backend != "offmarl"
+
+
+def _copies(spec: EnvSpec) -> int:
+    return SLOW_COPIES if _slow(spec) else DEFAULT_COPIES
+
+
+def _exploration(request: CollectRequest, config: OnlineConfig, spec: EnvSpec) -> dict[str, Any]:
+    if request.policy is None and request.quality == "random":
+        return {"kind": "uniform"}
+    if spec.discrete:
+        return {"kind": "epsilon-greedy", "epsilon": config.exploration}
+    return {"kind": "gaussian, clipped to [-1, 1]", "standard_deviation": config.noise}
+
+
+def _policy(
+    request: CollectRequest, spec: EnvSpec, config: OnlineConfig, trained: TrainedBehaviour | None
+) -> Policy:
+    """Who acts: the policy asked for, its exploration noise, its free riders."""
+    if request.policy is not None:
+        policy: Policy = _given_policy(request.policy, spec, request.device)
+    elif request.quality == "random":
+        policy = RandomPolicy(spec)
+    elif request.quality == "scripted":
+        policy = scripted_policy(spec)
+    else:
+        assert trained is not None
+        policy = trained.policy(request.quality, request.device)
+    if request.policy is not None or request.quality != "random":
+        policy = NoisyPolicy(policy, spec, config.exploration if spec.discrete else config.noise)
+    return FreeRiders(policy, spec, request.free_riders) if request.free_riders else policy
+
+
+def _given_policy(name: str, spec: EnvSpec, device: str) -> Policy:
+    """The policy of `--policy`: a behaviour file, or a run of `offmarl train` (its first seed)."""
+    path = Path(name).expanduser()
+    if path.suffix == ".safetensors":
+        policy, trained_on = load_policy_file(path, device)
+    else:
+        from offmarl.training.run import find_run, load_policy
+
+        loaded = load_policy(find_run(name), device)
+        policy, trained_on = loaded.single_seed(0), loaded.spec
+    for field in ("obs_names", "action_names", "action_type"):
+        if getattr(trained_on, field) != getattr(spec, field):
+            raise DataError(
+                f"--policy {name} was trained on {trained_on.id} ({trained_on.n_agents} agents), whose {field} are not "
+                f"those of {spec.id} ({spec.n_agents} agents): it cannot act here"
+            )
+    return policy
+
+
+def _writer(
+    request: CollectRequest,
+    folder: Path,
+    spec: EnvSpec,
+    dataset_id: str,
+    provenance: dict[str, Any],
+    references: dict[str, float] | None,
+    reporter: Reporter,
+) -> Writer:
+    """A new writer, or the one of an interrupted collection of the same data."""
+    if partial_folder(folder).exists() and not request.overwrite:
+        try:
+            writer = Writer.resume(folder, spec, provenance=provenance)
+        except UsageError as error:
+            raise UsageError(f"{error} (--overwrite)") from error
+        reporter.say(f"resume the interrupted collection: {writer.transitions:,} transitions are there")
+        return writer
+    return Writer(
+        folder, spec, id=dataset_id, provenance=provenance, references=references, overwrite=request.overwrite
+    )
+
+
+def _record_training(
+    request: CollectRequest,
+    task: TaskKey,
+    config: OnlineConfig,
+    trained: TrainedBehaviour,
+    folder: Path,
+    dataset_id: str,
+    provenance: dict[str, Any],
+    references: dict[str, float] | None,
+    reporter: Reporter,
+) -> Dataset:
+    """`medium-replay`: train once more to where the medium policy was taken, and keep every finished episode."""
+    if request.free_riders:
+        raise UsageError("--free-riders: medium-replay is what training saw; choose another --quality")
+    with task.make(config.num_envs) as env:
+        writer = Writer(
+            folder,
+            env.spec,
+            id=dataset_id,
+            provenance={**provenance, "until_step": trained.medium_step},
+            references=references,
+            overwrite=request.overwrite or partial_folder(folder).exists(),  # a replay cannot be resumed
+        )
+        with writer, reporter.bar(f"replay {dataset_id}") as progress:
+            recorder = EpisodeRecorder(env, writer, most=request.transitions)
+            train_online(env, env, config, request.seed, progress, recorder, until=trained.medium_step)
+    dataset = Dataset.open(folder)
+    if request.transitions and dataset.card.transitions < request.transitions:
+        reporter.say(
+            f"training had seen {dataset.card.transitions:,} transitions when it became medium: "
+            f"fewer than the {request.transitions:,} asked for"
+        )
+    return dataset

@@ -1,0 +1,1 @@
+"""Fixed opponents: agents inside an environment that do not learn."""

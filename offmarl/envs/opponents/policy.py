@@ -1,0 +1,172 @@
+"""Policies of background agents: a small network loaded from a file, scripted ones, and chance.
+
+Shapes: E copies, P background agents of one side, O observation.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from offmarl.errors import DataError, UsageError, unknown_name
+
+Opponent = Callable[[Tensor], Tensor]  # observations [E, P, O] -> forces [E, P, 2] in [-1, 1]
+
+_FOLDER = Path(__file__).parent
+
+
+class NetworkPolicy:
+    """A multi-layer perceptron, ReLU inside and tanh at the end, shared by the agents of a side.
+
+    On disk: safetensors with `layer_0.weight` [hidden, O], `layer_0.bias` [hidden], `layer_1.weight`, ...
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]):
+        self.layers = list(layers)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> "NetworkPolicy":
+        """Read the weights. Raises `DataError` where the file is not such a network."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not a readable safetensors file ({error})") from error
+        depth = len(tensors) // 2
+        expected = {f"layer_{k}.{part}" for k in range(depth) for part in ("weight", "bias")}
+        if not depth or set(tensors) != expected:
+            raise DataError(
+                f"{path}: expected tensors layer_0.weight, layer_0.bias, layer_1.weight, ...; "
+                f"found {sorted(tensors)}"
+            )
+        layers = [
+            (tensors[f"layer_{k}.weight"].to(device, dtype), tensors[f"layer_{k}.bias"].to(device, dtype))
+            for k in range(depth)
+        ]
+        return cls(layers)
+
+    def save(self, path: Path) -> None:
+        """Write the weights in float32."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for k, (weight, bias) in enumerate(self.layers):
+            tensors[f"layer_{k}.weight"] = weight.detach().float().cpu().contiguous()
+            tensors[f"layer_{k}.bias"] = bias.detach().float().cpu().contiguous()
+        save_file(tensors, path)
+
+    @property
+    def obs_dim(self) -> int:
+        """Width of the observation that the first layer reads."""
+        return self.layers[0][0].shape[1]
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor) -> Tensor:
+        """[E, P, O] -> [E, P, actions]."""
+        hidden = obs.flatten(0, 1)
+        for weight, bias in self.layers[:-1]:
+            hidden = torch.addmm(bias, hidden, weight.t()).relu_()
+        weight, bias = self.layers[-1]
+        return torch.addmm(bias, hidden, weight.t()).tanh_().view(*obs.shape[:2], -1)
+
+
+class Flee:
+    """Run from whoever hunts, the nearer the more, and turn back near the edge of the world.
+
+    A hunter out of sight, observed as an offset of exactly zero, is ignored.
+    """
+
+    def __init__(self, obs_names: Sequence[str], hunters: Sequence[str], device: torch.device | str = "cpu"):
+        self._hunters = _columns(obs_names, hunters, "relative").to(device)
+        self._position = list(obs_names).index("position_x")
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """[E, P, O] -> [E, P, 2], of length one at most."""
+        offset = obs[..., self._hunters].unflatten(-1, (-1, 2))  # [E, P, hunters, 2]
+        away = -(offset / offset.square().sum(-1, keepdim=True).clamp_min(1e-6)).sum(-2)
+        position = obs[..., self._position : self._position + 2]
+        away = away - 1.5 * position * (position.abs() > 0.8)
+        return away / (torch.linalg.vector_norm(away, dim=-1, keepdim=True) + 1e-6)
+
+
+class Chase:
+    """Steer at where the nearest prey is going to be."""
+
+    def __init__(self, obs_names: Sequence[str], prey: Sequence[str], device: torch.device | str = "cpu"):
+        self._offset = _columns(obs_names, prey, "relative").to(device)
+        self._velocity = _columns(obs_names, prey, "velocity").to(device)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """[E, P, O] -> [E, P, 2]."""
+        offset = obs[..., self._offset].unflatten(-1, (-1, 2))  # [E, P, prey, 2]
+        velocity = obs[..., self._velocity].unflatten(-1, (-1, 2))
+        nearest = offset.square().sum(-1).argmin(-1)[..., None, None].expand(*obs.shape[:2], 1, 2)
+        aim = (offset + 0.2 * velocity).gather(-2, nearest).squeeze(-2)
+        return (3 * aim).clamp(-1, 1)
+
+
+class Chance:
+    """Uniformly random forces."""
+
+    def __init__(self, generator: torch.Generator):
+        self._generator = generator
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """[E, P, O] -> [E, P, 2]."""
+        drawn = torch.rand(*obs.shape[:2], 2, generator=self._generator, device=obs.device, dtype=obs.dtype)
+        return 2 * drawn - 1
+
+
+def _columns(obs_names: Sequence[str], entities: Sequence[str], quantity: str) -> Tensor:
+    """Columns of the x and y of a quantity of each entity, in order."""
+    return torch.tensor(
+        [list(obs_names).index(f"{name}.{quantity}_{axis}") for name in entities for axis in "xy"]
+    )
+
+
+def shipped_weights(env_id: str, side: str) -> Path:
+    """Where the weights of a task's shipped opponent lie, for example `mpe_tag.prey.safetensors`."""
+    return _FOLDER / f"{env_id}.{side}.safetensors"
+
+
+def make_opponent(
+    name: str,
+    *,
+    env_id: str,
+    side: str,
+    obs_names: Sequence[str],
+    targets: Sequence[str],
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Opponent:
+    """The policy called `name`: trained, random, a script (`flee` for prey, `chase` for predators) or a file.
+
+    `obs_names` is what an agent of this side observes, `targets` names the other side's agents. Raises
+    `UsageError` for a name that does not exist, `DataError` for a file that does not fit.
+    """
+    if name == "random":
+        return Chance(generator)
+    if name == "flee" and side == "prey":
+        return Flee(obs_names, targets, generator.device)
+    if name == "chase" and side == "predators":
+        return Chase(obs_names, targets, generator.device)
+
+    path = shipped_weights(env_id, side) if name == "trained" else Path(name).expanduser()
+    script = "flee" if side == "prey" else "chase"
+    if name != "trained" and path.suffix != ".safetensors":
+        raise unknown_name(f"policy of the {side}", name, ["trained", script, "random", "FILE.safetensors"])
+    if not path.is_file():
+        raise UsageError(
+            f"{env_id}: no weights of the {side} at {path}; choose another policy, for example '{script}'"
+        )
+    policy = NetworkPolicy.load(path, generator.device, dtype)
+    if policy.obs_dim != len(obs_names):
+        raise UsageError(
+            f"{env_id}: the {side} at {path.name} observe {policy.obs_dim} numbers, in this task "
+            f"{len(obs_names)} (were they trained with other numbers of agents?); choose another policy, "
+            f"for example '{script}'"
+        )
+    return policy

@@ -1,0 +1,235 @@
+"""Scoring trained runs in their environment: returns, normalised scores, intervals."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from offmarl.atomic import write_json
+from offmarl.credit.relabel import agreement_with_truth
+from offmarl.data.catalog import find_dataset, reference_returns
+from offmarl.envs.base import EnvSpec
+from offmarl.envs.registry import make
+from offmarl.errors import DataError, OffmarlError, UsageError
+from offmarl.evaluation.rollout import rollout
+from offmarl.evaluation.statistics import Interval, bootstrap_interval
+from offmarl.reporter import Reporter
+from offmarl.training.run import RunFolder, find_run, list_runs, load_policy
+
+
+def normalised_score(value: float, references: dict[str, float] | None) -> float | None:
+    """100 (S - random) / (expert - random), the field's convention (D4RL; OMAR); None without references."""
+    if references is None or references["expert"] == references["random"]:
+        return None
+    return 100 * (value - references["random"]) / (references["expert"] - references["random"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run's scores. Returns are means over agents of an episode's undiscounted sum."""
+
+    run: str
+    dataset: str
+    env: str
+    learner: str
+    rewards: str
+    steps: int
+    episodes: int  # for each seed
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]  # mean return of each seed
+    agent_return: tuple[float, ...] | None  # per agent, mean over seeds; None where only the team's is known
+    team_return: float
+    interval: Interval
+    normalised: float | None
+    normalised_interval: tuple[float, float] | None
+    agreement: dict[str, float | None] | None  # of the rewards trained on with the truth
+    behaviour_return: float | None
+    behaviour_normalised: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and evaluation.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Several evaluations beside each other."""
+
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        first = self.evaluations[0]
+        datasets = sorted({evaluation.dataset for evaluation in self.evaluations})
+        return f"{', '.join(datasets)} · {first.episodes} episodes a seed"
+
+    def columns(self) -> list[str]:
+        """Header of the table."""
+        return ["learner", "rewards", "return [95 % CI]", "normalised", "agreement with truth", "seeds"]
+
+    def rows(self) -> list[list[str]]:
+        """The behaviour of each dataset, then the runs, best first."""
+        rows = []
+        for dataset in sorted({evaluation.dataset for evaluation in self.evaluations}):
+            here = [evaluation for evaluation in self.evaluations if evaluation.dataset == dataset]
+            if here[0].behaviour_return is not None:
+                normalised = here[0].behaviour_normalised
+                rows.append(
+                    ["(behaviour)", "", f"{here[0].behaviour_return:.1f}", _number(normalised), "", ""]
+                )
+            for evaluation in sorted(here, key=lambda one: one.interval.mean, reverse=True):
+                agreement = evaluation.agreement or {}
+                rows.append(
+                    [
+                        evaluation.learner,
+                        evaluation.rewards,
+                        evaluation.interval.text(),
+                        _number(evaluation.normalised),
+                        _number(agreement.get("pearson"), 3),
+                        str(len(evaluation.seeds)),
+                    ]
+                )
+        return rows
+
+    def notes(self) -> list[str]:
+        """What a reader must know to read the table rightly."""
+        first = self.evaluations[0]
+        notes = [
+            "return: mean over the agents of an episode's summed reward; normalised: 0 = random, 100 = expert; "
+            "agreement: Pearson correlation of the rewards trained on with each agent's true reward"
+        ]
+        if first.interval.over == "episodes":
+            notes.append(
+                "one seed: the interval is over its episodes; train with --seeds 5 to see how seeds differ"
+            )
+        if first.normalised is None:
+            notes.append(
+                f"no reference returns are known for {first.env} with these options: no normalised score"
+            )
+        return notes
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"runs": [evaluation.to_json() for evaluation in self.evaluations]}
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def runs_to_evaluate(runs: Sequence[str], dataset: str | None) -> list[RunFolder]:
+    """The runs named, or every complete run on `dataset`, or the latest run."""
+    if runs and dataset is not None:
+        raise UsageError("--run and --dataset: give one of the two")
+    if dataset is None:
+        return [find_run(name) for name in runs] if runs else [find_run(None)]
+    source = find_dataset(dataset)
+    found = [
+        run
+        for run in list_runs()
+        if run.status == "complete" and run.record["dataset"]["sha256"] == source.card.sha256
+    ]
+    if not found:
+        raise UsageError(f"no complete run on {source.card.id}: offmarl train --dataset {source.card.id}")
+    return found
+
+
+def evaluate_runs(
+    runs: Sequence[RunFolder],
+    episodes: int,
+    seed: int,
+    env_options: dict[str, Any],
+    out: Path | None,
+    device: str,
+    reporter: Reporter,
+) -> EvaluationReport:
+    """Evaluate each run; results are written into the run's folder, or into `out`."""
+    evaluations = []
+    for run in runs:
+        evaluation = evaluate_run(run, episodes, seed, env_options, device, reporter)
+        target = run.folder / "evaluation.json" if out is None else out / f"{run.id.replace('/', '_')}.json"
+        record = {"created": datetime.now(UTC).isoformat(), "seed": seed, "env_options": env_options}
+        write_json(target, {**evaluation.to_json(), **record})
+        evaluations.append(evaluation)
+    return EvaluationReport(tuple(evaluations))
+
+
+def evaluate_run(
+    run: RunFolder, episodes: int, seed: int, env_options: dict[str, Any], device: str, reporter: Reporter
+) -> Evaluation:
+    """Play `episodes` episodes with every seed's policy, all at once."""
+    policy = load_policy(run, device)
+    spec: EnvSpec = policy.spec
+    seeds = policy.n_seeds
+    options = {**spec.options, **env_options}
+    with make(spec.id, seeds * episodes, backend=spec.backend, options=options, device=device) as env:
+        _same_shapes(env.spec, spec, run)
+        with reporter.bar(f"evaluate {run.id}") as progress:
+            steps_done = [0]
+
+            def on_step() -> None:
+                steps_done[0] += 1
+                progress(steps_done[0], spec.horizon)
+
+            returns = rollout(env, policy, seed, on_step)
+    by_seed = returns.mean_agent.view(seeds, episodes)  # [S, episodes]
+    per_seed = by_seed.mean(1).tolist()
+    interval = (
+        bootstrap_interval(per_seed, "seeds")
+        if seeds > 1
+        else bootstrap_interval(by_seed[0].cpu().numpy(), "episodes")
+    )
+    source = run.record["dataset"]
+    references = (
+        reference_returns(env.spec) if env_options else source.get("references") or reference_returns(spec)
+    )
+    behaviour = None if env_options else source.get("return_mean")
+    normalised = normalised_score(interval.mean, references)
+    bounds = None
+    if interval.low is not None and interval.high is not None and normalised is not None:
+        low, high = normalised_score(interval.low, references), normalised_score(interval.high, references)
+        assert low is not None
+        assert high is not None
+        bounds = (low, high)
+    return Evaluation(
+        run=run.id,
+        dataset=source["id"],
+        env=spec.id,
+        learner=run.record["learner"],
+        rewards=run.record["rewards"],
+        steps=policy.steps,
+        episodes=episodes,
+        seeds=tuple(run.record["seeds"]),
+        per_seed=tuple(per_seed),
+        agent_return=None if returns.agent is None else tuple(returns.agent.mean(0).tolist()),
+        team_return=float(returns.team.mean()),
+        interval=interval,
+        normalised=normalised,
+        normalised_interval=bounds,
+        agreement=_agreement(source, run.record["rewards"]),
+        behaviour_return=behaviour,
+        behaviour_normalised=None if behaviour is None else normalised_score(behaviour, references),
+    )
+
+
+def _agreement(source: dict[str, Any], rewards: str) -> dict[str, float | None] | None:
+    """Agreement of the rewards trained on with the truth, where the dataset is still there and knows it."""
+    try:
+        dataset = find_dataset(source["path"])
+    except OffmarlError:
+        return None
+    if dataset.card.sha256 != source["sha256"]:
+        return None
+    return agreement_with_truth(dataset, rewards)
+
+
+def _same_shapes(env: EnvSpec, policy: EnvSpec, run: RunFolder) -> None:
+    for name in ("n_agents", "obs_dim", "action_dim", "action_type"):
+        here, there = getattr(env, name), getattr(policy, name)
+        if here != there:
+            raise DataError(
+                f"run {run.id} was trained with {name}={there}, this environment has {name}={here}: "
+                "its policy cannot act there"
+            )
