@@ -21,6 +21,7 @@ from offmarl.learners.base import Learner
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Progress
 from offmarl.streams import stream, stream_seed
+from offmarl.training.memory import keep_freed_memory
 
 # What one step of all copies produced: the frame acted on, the joint action, what came of it.
 OnStep = Callable[[Frame, Tensor, Step], None]
@@ -109,6 +110,8 @@ def train_online(
     the same as in a full run. Raises `OffmarlError` if training diverges.
     """
     spec, device = env.spec, env.device
+    if device.type == "cpu":
+        keep_freed_memory()
     learner = behaviour_learner(spec, config, seed, device)
     greedy = GreedyLearner(learner)
     explorer = NoisyPolicy(greedy, spec, config.exploration if spec.discrete else config.noise)

@@ -17,7 +17,7 @@ from offmarl.behaviour.checkpoint import load_policy_file, save_policy
 from offmarl.behaviour.online import Checkpoint, GreedyLearner, OnlineConfig, train_online
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.data.catalog import policies_folder
-from offmarl.envs.base import Environment, EnvSpec
+from offmarl.envs.base import Environment, EnvSpec, Policy
 from offmarl.envs.registry import make
 from offmarl.evaluation.rollout import rollout
 from offmarl.reporter import Reporter
@@ -26,6 +26,7 @@ from offmarl.streams import stream_seed
 QUALITIES = ("random", "medium-replay", "medium", "expert", "scripted")
 TRAINED = ("medium-replay", "medium", "expert")
 REFERENCE_EPISODES = 1_000  # over which the returns of random and expert play are measured
+SLOW_REFERENCE_EPISODES = 128  # in environments that are stepped one by one in worker processes
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,10 @@ def random_reference(env: Environment, seed: int) -> float:
     return mean_return(env, RandomPolicy(env.spec), seed)
 
 
-def mean_return(env: Environment, policy: Any, seed: int, episodes: int = REFERENCE_EPISODES) -> float:
+def mean_return(env: Environment, policy: Policy, seed: int, episodes: int | None = None) -> float:
     """Mean return per agent over at least `episodes` episodes."""
+    if episodes is None:
+        episodes = REFERENCE_EPISODES if env.spec.backend == "offmarl" else SLOW_REFERENCE_EPISODES
     rounds = -(-episodes // env.num_envs)
     returns = [
         rollout(env, policy, stream_seed(seed, "reference", k)).mean_agent.mean() for k in range(rounds)

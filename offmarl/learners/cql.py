@@ -1,0 +1,172 @@
+"""CQL: conservative Q-learning (Kumar et al. 2020), per agent, for continuous and for discrete actions.
+
+Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choices, K sampled actions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+
+from offmarl.data.table import Batch, Statistics
+from offmarl.envs.base import EnvSpec
+from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
+from offmarl.learners.base import (
+    Count,
+    Fraction,
+    Learner,
+    Metrics,
+    Natural,
+    NonNegative,
+    Positive,
+    ValueConfig,
+)
+from offmarl.learners.legality import choices, mask_illegal
+from offmarl.learners.networks import StackedMLP
+from offmarl.learners.optimiser import StackedAdam
+from offmarl.learners.rewards import Rewards
+
+
+@dataclass
+class CQLConfig(ActorCriticConfig):
+    """CQL(H), Kumar et al. (2020), eq. 4, as OMAR (Pan et al. 2022) uses it: deterministic policies."""
+
+    alpha: NonNegative = 1.0  # weight of the conservative term; OMAR: 0.5 (random data) to 5 (expert data)
+    action_samples: Count = 10  # uniform actions per state; OMAR
+    policy_samples: Natural = 0  # more actions around the policy's; OMAR: 0 in MPE, 10 in HalfCheetah
+    policy_sample_width: Fraction = 0.2  # they lie within ± this of the policy's action
+    temperature: Positive = 1.0  # of the log-sum-exp; OMAR
+    policy_delay: Count = 1  # OMAR updates the policy at every step
+
+
+class CQL(ActorCritic):
+    """Twin critics pushed down on sampled actions and up on the data's; the policy climbs the first."""
+
+    config_class = CQLConfig
+    config: CQLConfig
+
+    @property
+    def actions_per_state(self) -> int:  # type: ignore[override]
+        """The sampled ones and the data's."""
+        return self.config.action_samples + self.config.policy_samples + 1
+
+    def critic_loss(
+        self, obs: Tensor, action: Tensor, td_target: Tensor, *drawn: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """CQL, eq. 4: squared temporal-difference error + α (soft maximum of Q - Q of the data).
+
+        The data's action is the last of the K + 1 in one pass through the critics.
+        """
+        sampled, log_density = drawn
+        q = self.q_values(
+            self.critic, obs, torch.cat([sampled, action.unsqueeze(3)], dim=3)
+        )  # [2, S, N, B, K+1]
+        q_sampled, q_data = q[..., :-1], q[..., -1]
+        td = (q_data - td_target).square().mean(3)
+        gap = (self.soft_maximum(q_sampled, log_density) - q_data).mean(3)
+        metrics = {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data.mean(3)}
+        averaged = {name: value.detach().mean((0, 2)) for name, value in metrics.items()}
+        return td + self.config.alpha * gap, averaged
+
+    @torch.no_grad()
+    def draw(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions to be conservative about [S, N, B, K, A] and the log-density of each [S, N, B, K]."""
+        S, N, B, _ = obs.shape
+        A, K = self.spec.action_dim, self.config.action_samples
+        action = self.uniform(N, B, K, A)
+        if self._used is not None:
+            action *= self._used.unsqueeze(2)
+        log_density = (-log(2) * self.action_widths.unsqueeze(-1)).expand(S, N, B, K)
+        if not self.config.policy_samples:
+            return action, log_density
+        centre = self.actions(self.policy, obs)[0].unsqueeze(3)  # [S, N, B, 1, A]
+        low = (centre - self.config.policy_sample_width).clamp(min=-1)
+        width = (centre + self.config.policy_sample_width).clamp(max=1) - low
+        unit = (self.uniform(N, B, self.config.policy_samples, A) + 1) / 2
+        near, log_width = low + unit * width, width.log()
+        if self._used is not None:
+            near, log_width = near * self._used.unsqueeze(2), log_width * self._used.unsqueeze(2)
+        near_density = -log_width.sum(-1).expand(S, N, B, self.config.policy_samples)
+        return torch.cat([action, near], dim=3), torch.cat([log_density, near_density], dim=3)
+
+    def soft_maximum(self, q: Tensor, log_density: Tensor) -> Tensor:
+        """Estimate log ∫ exp Q(o, a) da by importance sampling (CQL, appendix F), over the last axis."""
+        temperature = self.config.temperature
+        terms = q / temperature - log_density
+        return temperature * (torch.logsumexp(terms, dim=-1) - log(q.shape[-1]))
+
+    def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
+        """-Q in units of its spread over the batch: α moves the scale of Q, the penalties must not care."""
+        return -q.mean(2) / q.detach().std(2).clamp(min=1e-6)
+
+
+@dataclass
+class DiscreteCQLConfig(ValueConfig):
+    """CQL(H), Kumar et al. (2020), eq. 4, on double deep Q-learning."""
+
+    alpha: NonNegative = 1.0  # weight of the conservative term; Kumar et al.: 1 (Atari, 10 % data) to 4 (1 %)
+
+
+class DiscreteCQL(Learner):
+    """One Q-network per agent over its choices; the greedy choice among the legal ones is the policy."""
+
+    action_type = "discrete"
+    config_class = DiscreteCQLConfig
+    config: DiscreteCQLConfig
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: DiscreteCQLConfig,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(spec, config, seeds, device)
+        self.config = config
+        self.rewards = self.keep("normaliser", Rewards(config, spec.n_agents, self.device))
+        self.critic = self.network("critic", self.input_dim, spec.action_dim)
+        self.target_critic = self.keep("target_critic", self.critic.target())
+        self.optimiser = self.keep(
+            "optimiser", StackedAdam(self.critic, config.learning_rate, config.gradient_clip)
+        )
+        self.choices = choices(spec, self.device)
+
+    def observe(self, statistics: Statistics) -> None:
+        """Take the normalisers of observations and rewards from a dataset."""
+        super().observe(statistics)
+        self.rewards.observe(
+            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.terminates
+        )
+
+    def q_values(self, critic: StackedMLP, obs: Tensor, legal: Tensor | None) -> Tensor:
+        """[S, N, B, O] -> [S, N, B, K], illegal choices at the lowest finite value."""
+        return mask_illegal(self.apply(critic, obs), legal, self.choices)
+
+    @torch.no_grad()
+    def td_target(self, batch: Batch) -> Tensor:
+        """Double Q-learning (van Hasselt et al. 2016): the online network chooses, the target rates."""
+        next_obs = self.prepare(batch.next_obs)
+        best = self.q_values(self.critic, next_obs, batch.next_legal).argmax(-1, keepdim=True)
+        q = self.apply(self.target_critic, next_obs).gather(-1, best).squeeze(-1)
+        return self.rewards.td_target(batch, q)
+
+    def update(self, batch: Batch) -> Metrics:
+        """CQL, eq. 4: squared TD error + α (log Σ exp Q over legal choices - Q of the data's)."""
+        target = self.td_target(batch)
+        q = self.q_values(self.critic, self.prepare(batch.obs), batch.legal)
+        q_data = q.gather(-1, batch.action.transpose(1, 2).unsqueeze(-1)).squeeze(-1)  # [S, N, B]
+        td = (q_data - target).square().mean(2)
+        gap = (torch.logsumexp(q, dim=-1) - q_data).mean(2)
+        norm = self.optimiser.minimise(self.total(td + self.config.alpha * gap))
+        self.target_critic.follow(self.critic, self.config.tau)
+        self.updates += 1
+        metrics = {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data.mean(2)}
+        averaged = {name: value.detach().mean(1) for name, value in metrics.items()}
+        return averaged | {"critic_gradient": norm.view(len(self.seeds), -1).mean(1)}
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Choose the best legal choices: [S, B, N, O], [S, B, N, K] -> [S, B, N]."""
+        return self.q_values(self.critic, self.prepare(obs), legal).argmax(-1).transpose(1, 2)

@@ -1,0 +1,36 @@
+"""The unit that learners of values reckon in.
+
+Shapes: S seeds, B batch, N agents.
+"""
+
+import torch
+from torch import Tensor
+
+from offmarl.data.table import Batch
+from offmarl.learners.base import ValueConfig
+
+
+class Rewards:
+    """Rewards centred and scaled as `ValueConfig` describes, and one-step targets made of them."""
+
+    def __init__(self, config: ValueConfig, n_agents: int, device: torch.device) -> None:
+        self.config = config
+        self.mean = torch.zeros(n_agents, device=device)
+        self.scale = torch.ones(n_agents, device=device)
+
+    def observe(self, mean: Tensor, std: Tensor, terminates: bool) -> None:
+        """Take the moments [N] of the data, and whether any of its episodes terminates."""
+        if self.config.standardise_rewards:
+            self.scale.copy_(torch.where(std > 1e-6, self.config.reward_sd / std.clamp(min=1e-6), 1.0))
+        if self.config.centre_rewards and not terminates:
+            self.mean.copy_(mean)
+
+    def td_target(self, batch: Batch, next_value: Tensor) -> Tensor:
+        """Compute r + γ V(o'), or r where the episode terminated; a time limit is no end: [S, N, B]."""
+        reward = ((batch.reward - self.mean) * self.scale).transpose(1, 2)
+        going_on = 1 - batch.terminated.unsqueeze(1)  # [S, 1, B]
+        return reward + self.config.gamma * going_on * next_value
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the moments, for checkpoints."""
+        return {"reward_mean": self.mean, "reward_scale": self.scale}

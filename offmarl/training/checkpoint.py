@@ -1,0 +1,53 @@
+"""Checkpoints: one safetensors file with the learner's tensors, replaced atomically."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from offmarl.atomic import replacing
+from offmarl.errors import DataError
+
+FORMAT = "offmarl run 1"
+_LEARNER, _SAMPLING = "learner.", "sampling"
+
+
+@dataclass
+class Checkpoint:
+    """Where a training run was after `step` updates."""
+
+    step: int
+    learner: dict[str, Tensor]  # Learner.state_dict()
+    sampling: Tensor  # [S, bytes] uint8: states of the generators that draw batches
+    metrics: dict[str, list[float]]  # last logged, [S] each
+
+    def save(self, path: Path) -> None:
+        """Write to `path`; a reader, or a crash, sees the old file or this one."""
+        tensors = {_LEARNER + name: tensor.cpu() for name, tensor in self.learner.items()}
+        metadata = {"format": FORMAT, "step": str(self.step), "metrics": json.dumps(self.metrics)}
+        with replacing(path) as temporary:
+            save_file({**tensors, _SAMPLING: self.sampling.cpu()}, str(temporary), metadata)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "Checkpoint":
+        """Read `path`. Raises `DataError` for a file that is missing, damaged or something else."""
+        if not path.is_file():
+            raise DataError(f"there is no checkpoint at {path}")
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read as a checkpoint: {error}") from error
+        if metadata.get("format") != FORMAT or _SAMPLING not in tensors:
+            raise DataError(f"{path} is no training checkpoint: its format is {metadata.get('format')!r}")
+        learner = {
+            name.removeprefix(_LEARNER): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_LEARNER)
+        }
+        return cls(int(metadata["step"]), learner, tensors[_SAMPLING], json.loads(metadata["metrics"]))

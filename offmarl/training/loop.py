@@ -1,0 +1,124 @@
+"""The training loop. It knows no algorithm: batches in, metrics out, checkpoints on the way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from offmarl.data.table import Transitions
+from offmarl.errors import OffmarlError, UsageError
+from offmarl.learners.base import Learner
+from offmarl.streams import stream
+from offmarl.training.checkpoint import Checkpoint
+from offmarl.training.logging import Averages, MetricsLog
+from offmarl.training.memory import keep_freed_memory
+from offmarl.training.run import RunFolder
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass
+class TrainConfig:
+    """Settings of the loop."""
+
+    steps: Count = 2_000  # joint updates of all agents; OMAR (Pan et al. 2022): 2,000 in its MPE tasks
+    batch_size: Count = 1_024  # transitions a seed; OMAR
+    log_every: Count = 50
+    checkpoint_every: Count = 500  # a multiple of log_every
+    tensorboard: bool = True
+    # "medium" lets PyTorch choose faster, on some processors less exact, kernels for products of float32.
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+
+    def check(self) -> None:
+        """Raise `UsageError` for settings that do not fit together."""
+        if self.checkpoint_every % self.log_every:
+            raise UsageError(
+                f"train.checkpoint_every={self.checkpoint_every} is no multiple of "
+                f"train.log_every={self.log_every}"
+            )
+
+
+def train(
+    learner: Learner,
+    transitions: Transitions,
+    config: TrainConfig,
+    run: RunFolder,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Train `learner` for `config.steps` updates, with metrics and checkpoints in `run`.
+
+    Returns the last metrics, averaged over seeds. With `resume` it goes on from the run's checkpoint, if
+    there is one, to the very numbers of an uninterrupted run. Raises `OffmarlError` if training diverges;
+    the last good checkpoint stays.
+    """
+    config.check()
+    if learner.device.type == "cpu":
+        keep_freed_memory()
+    sampling = [stream(seed, "train", "sample", device=transitions.device) for seed in learner.seeds]
+    step, metrics = 0, {}
+    if resume and run.checkpoint_path.exists():
+        saved = Checkpoint.load(run.checkpoint_path)
+        learner.load_state_dict(saved.learner)
+        for generator, state in zip(sampling, saved.sampling, strict=True):
+            generator.set_state(state.clone())  # PyTorch crashes on a view that starts elsewhere
+        step, metrics = saved.step, saved.metrics
+    else:
+        learner.observe(transitions.statistics())
+    board = run.folder / "tensorboard" if config.tensorboard else None
+    averages = Averages()
+    run.update(status="running", error=None)
+    with MetricsLog(run.metrics_path, step, board) as log, _matmul_precision(config.matmul_precision):
+        while step < config.steps:
+            averages.add(learner.update(transitions.sample(config.batch_size, sampling)))
+            step += 1
+            if progress is not None:
+                progress(step, config.steps)
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                metrics = averages.read()
+                _check_finite(metrics, step, run, learner)
+                log.write(step, metrics)
+            if step % config.checkpoint_every == 0 or last:
+                state = learner.state_dict()
+                _check_finite(
+                    {name: [float(tensor.sum())] for name, tensor in state.items()}, step, run, learner
+                )
+                log.sync()
+                states = torch.stack([generator.get_state() for generator in sampling])
+                Checkpoint(step, state, states, metrics).save(run.checkpoint_path)
+    summary = {name: sum(seeds) / len(seeds) for name, seeds in metrics.items()}
+    run.update(status="complete", steps=step, summary=summary)
+    return summary
+
+
+def _check_finite(values: dict[str, list[float]], step: int, run: RunFolder, learner: Learner) -> None:
+    """Stop a run that diverged, before it spoils its checkpoint."""
+    for name, numbers in values.items():
+        bad = next((number for number in numbers if not isfinite(number)), None)
+        if bad is None:
+            continue
+        kept = "no checkpoint had been written yet"
+        if run.checkpoint_path.exists():
+            kept = f"the checkpoint of step {Checkpoint.load(run.checkpoint_path).step} is kept"
+        error = (
+            f"training diverged by step {step}: {name} is {bad}; {kept}. "
+            f"Lower learner.learning_rate (now {learner.settings.learning_rate:g}) with --set and train anew"
+        )
+        run.update(status="failed", error=error)
+        raise OffmarlError(error)
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """Set PyTorch's precision of float32 products for the duration of a block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

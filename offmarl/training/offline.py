@@ -1,0 +1,157 @@
+"""From a dataset to a run: check what was asked, load, choose the rewards, train."""
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import offmarl
+from offmarl.credit.relabel import rewards_for
+from offmarl.data.catalog import runs_folder
+from offmarl.data.load import load_transitions
+from offmarl.data.store import Dataset
+from offmarl.errors import UsageError
+from offmarl.learners.registry import learner_class, make_learner
+from offmarl.reporter import Reporter, Silent
+from offmarl.settings import configure
+from offmarl.training.loop import TrainConfig, train
+from offmarl.training.run import RECORD_NAME, RunFolder, seeds_text
+
+
+@dataclass
+class TrainRequest:
+    """What somebody wants trained."""
+
+    learner: str
+    rewards: str  # team, mean, true, or a decomposition: its name or file
+    seeds: Sequence[int] = (0,)
+    learner_settings: dict[str, Any] = field(default_factory=dict)
+    train_settings: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None  # folder of the run; None: below the home folder, by its id
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "cpu"
+    command: str = ""
+
+
+def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | None = None) -> RunFolder:
+    """Train on `dataset` as asked and return the complete run.
+
+    Raises `UsageError` before anything is written for a wrong name or setting, or a run that exists;
+    `DataError` for damaged data; `OffmarlError` if training diverges.
+    """
+    reporter = reporter or Silent()
+    if request.resume and request.overwrite:
+        raise UsageError("--resume and --overwrite: give one of the two")
+    spec, seeds = dataset.card.env, list(request.seeds)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"seeds {seeds}: give at least one, and each once")
+    config_class = learner_class(request.learner, spec.action_type).config_class
+    learner_config = configure(config_class, request.learner_settings, "learner")
+    train_config = configure(TrainConfig, request.train_settings, "train")
+    train_config.check()
+    if train_config.batch_size > dataset.card.transitions:
+        raise UsageError(
+            f"train.batch_size={train_config.batch_size} is larger than the data: {dataset.card.id} has "
+            f"{dataset.card.transitions} transitions; lower it with --set"
+        )
+    changed = _differences(learner_config, config_class()) | _differences(train_config, TrainConfig())
+    run_id = _run_id(dataset.card.id, request, changed)
+    folder = request.out or runs_folder() / run_id
+    record = {
+        "id": run_id,
+        "status": "running",
+        "command": request.command,
+        "dataset": {
+            "id": dataset.card.id,
+            "path": str(dataset.folder.resolve()),
+            "sha256": dataset.card.sha256,
+            "references": dataset.card.references,
+            "return_mean": dataset.card.statistics["return"]["mean"],
+        },
+        "env": spec.model_dump(mode="json"),
+        "learner": request.learner,
+        "learner_config": _as_json(learner_config),
+        "train_config": _as_json(train_config),
+        "rewards": request.rewards,
+        "seeds": seeds,
+        "device": request.device,
+        "versions": {
+            "offmarl": offmarl.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "steps": 0,
+        "summary": {},
+        "error": None,
+    }
+    run = _existing(folder, record, request, reporter)
+    if run is not None and run.status == "complete":
+        return run
+    rewards = rewards_for(dataset, request.rewards)
+    transitions = load_transitions(dataset).with_reward(rewards).to(request.device)
+    learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
+    if run is None:
+        run = RunFolder.create(folder, record, request.overwrite)
+    with reporter.bar(f"train {request.learner}") as progress:
+        train(learner, transitions, train_config, run, request.resume, progress)
+    return run
+
+
+def _existing(
+    folder: Path, record: dict[str, Any], request: TrainRequest, reporter: Reporter
+) -> RunFolder | None:
+    """Find the run to continue, or None to start one; refuses what would lose or mix up results."""
+    if not (folder / RECORD_NAME).exists() or request.overwrite:
+        if request.resume:
+            reporter.say("there is no such run to continue: starting it")
+        return None
+    run = RunFolder.open(folder)
+    if not request.resume:
+        run.refuse()
+    for name in ("learner", "learner_config", "train_config", "rewards", "seeds"):
+        if run.record.get(name) != record[name]:
+            raise UsageError(
+                f"--resume: run {run.id} was started with {name} {run.record.get(name)}, not {record[name]}: "
+                "ask for the same, or replace it with --overwrite"
+            )
+    if run.record["dataset"]["sha256"] != record["dataset"]["sha256"]:
+        raise UsageError(
+            f"--resume: dataset {record['dataset']['id']} has changed since run {run.id} was started"
+        )
+    if run.status == "complete":
+        reporter.say(f"run {run.id} is already complete; --overwrite replaces it")
+    return run
+
+
+def _run_id(dataset_id: str, request: TrainRequest, changed: dict[str, Any]) -> str:
+    """`<dataset>/<learner>-<rewards>-s<seeds>`, and four letters where settings are not the defaults."""
+    rewards = request.rewards
+    if not re.fullmatch(
+        r"[A-Za-z0-9_-]+", rewards
+    ):  # a file: its name is for people, the letters tell it apart
+        changed = changed | {"rewards": rewards}
+        rewards = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(rewards).stem) or "file"
+    run_id = f"{dataset_id}/{request.learner}-{rewards}-s{seeds_text(request.seeds)}"
+    if changed:
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+        run_id += f"-{digest[:4]}"
+    return run_id
+
+
+def _differences(config: Any, default: Any) -> dict[str, Any]:
+    """List the settings that are not their defaults."""
+    plain, usual = _as_json(config), _as_json(default)
+    return {f"{type(config).__name__}.{name}": value for name, value in plain.items() if value != usual[name]}
+
+
+def _as_json(config: Any) -> dict[str, Any]:
+    """Write a config as JSON gives it back (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain

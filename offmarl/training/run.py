@@ -1,0 +1,207 @@
+"""A training run on disk: `run.json`, `metrics.jsonl` and `checkpoint.safetensors` in one folder."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from offmarl.atomic import write_json
+from offmarl.data.catalog import runs_folder
+from offmarl.envs.base import EnvSpec, Frame
+from offmarl.errors import DataError, UsageError, unknown_name
+from offmarl.learners.base import Learner
+from offmarl.learners.registry import make_learner
+from offmarl.training.checkpoint import Checkpoint
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "run.json"
+_REQUIRED = ("id", "created", "status", "dataset", "env", "learner", "learner_config", "rewards", "seeds")
+
+
+class RunFolder:
+    """One training run. `record` is the content of run.json; change it with `update`."""
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder, self.record = folder, record
+
+    @classmethod
+    def create(cls, folder: Path, record: dict[str, Any], overwrite: bool = False) -> "RunFolder":
+        """Start a run in `folder`.
+
+        Raises `UsageError` where there is a run already and `overwrite` is not given, and where the folder
+        holds something that is no run.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            if not (folder / RECORD_NAME).exists():
+                raise UsageError(f"{folder} holds files that are no run: choose another folder")
+            if not overwrite:
+                cls.open(folder).refuse()
+            shutil.rmtree(folder)
+        run = cls(folder, {"schema_version": SCHEMA_VERSION, **record})
+        run.update(status="running", created=datetime.now(UTC).isoformat())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunFolder":
+        """Read the run in `folder`. Raises `DataError` if there is none, or run.json is damaged or newer."""
+        path = folder / RECORD_NAME
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} is no run: it has no {RECORD_NAME}") from error
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{path} cannot be read as JSON: {error}") from error
+        missing = [name for name in _REQUIRED if not isinstance(record, dict) or name not in record]
+        if missing:
+            raise DataError(f"{path} is no record of a run: it has no '{missing[0]}'")
+        if record.get("schema_version", 0) > SCHEMA_VERSION:
+            raise DataError(f"{path} comes from a newer offmarl (schema {record['schema_version']}): upgrade")
+        return cls(folder, record)
+
+    @property
+    def id(self) -> str:
+        """What finds it: `<dataset>/<learner>-<rewards>-s<seeds>`."""
+        return str(self.record["id"])
+
+    @property
+    def status(self) -> str:
+        """`running` (or interrupted), `complete` or `failed`."""
+        return str(self.record["status"])
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The last metrics, mean over seeds; empty before the run is complete."""
+        return dict(self.record.get("summary") or {})
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The task it was trained for. Raises `DataError` if its description is damaged."""
+        try:
+            return EnvSpec.model_validate(self.record["env"])
+        except ValidationError as error:
+            raise DataError(
+                f"{self.folder / RECORD_NAME}: 'env' is damaged: {error.errors()[0]['msg']}"
+            ) from error
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The latest checkpoint."""
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One line of JSON a reading."""
+        return self.folder / "metrics.jsonl"
+
+    def refuse(self) -> NoReturn:
+        """Raise the `UsageError` for starting a run where this one is."""
+        if self.status == "complete":
+            raise UsageError(f"run {self.id} is already complete: --overwrite replaces it")
+        raise UsageError(
+            f"run {self.id} is there, not complete: --resume continues it, --overwrite replaces it"
+        )
+
+    def update(self, **changes: Any) -> None:
+        """Change entries of run.json."""
+        self.record = {**self.record, **changes}
+        write_json(self.folder / RECORD_NAME, self.record)
+
+
+def list_runs() -> list[RunFolder]:
+    """All readable runs of this machine, oldest first."""
+    runs = []
+    for path in runs_folder().rglob(RECORD_NAME):
+        try:
+            runs.append(RunFolder.open(path.parent))
+        except DataError:
+            continue  # asking for it by name says what is wrong with it
+    return sorted(runs, key=lambda run: (run.record["created"], run.id))
+
+
+def find_run(id_or_path: str | Path | None = None) -> RunFolder:
+    """Open a run by id or path; without either, the latest that has a checkpoint.
+
+    Raises `UsageError` for an unknown id (with near ones) or where there is none, `DataError` for damage.
+    """
+    if id_or_path is None:
+        usable = [run for run in list_runs() if run.checkpoint_path.exists()]
+        if not usable:
+            raise UsageError(f"there is no run in {runs_folder()} yet: train one, or give a path")
+        return usable[-1]
+    text = str(id_or_path)
+    if (
+        isinstance(id_or_path, Path)
+        or text.startswith((".", "/", "~"))
+        or (Path(text) / RECORD_NAME).exists()
+    ):
+        return RunFolder.open(Path(text).expanduser())
+    if not (runs_folder() / text / RECORD_NAME).exists():
+        raise unknown_name("run", text, [run.id for run in list_runs()])
+    return RunFolder.open(runs_folder() / text)
+
+
+class TrainedPolicy:
+    """The greedy policies of all S seeds of a run, as a policy of S x E copies: the first E are seed 0's."""
+
+    def __init__(self, learner: Learner, steps: int) -> None:
+        self.learner, self.steps = learner, steps
+        self.spec, self.n_seeds = learner.spec, len(learner.seeds)
+
+    def begin(self, starting: Tensor, generator: torch.Generator) -> None:
+        """Nothing is remembered between steps."""
+
+    def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
+        """[S*E, N, A] float in [-1, 1], or [S*E, N] int64.
+
+        Raises `UsageError` if the number of copies is no multiple of S.
+        """
+        copies = len(frame.obs)
+        if copies % self.n_seeds:
+            raise UsageError(
+                f"{copies} copies of the environment cannot be shared among {self.n_seeds} seeds"
+            )
+
+        def per_seed(values: Tensor) -> Tensor:
+            return values.to(self.learner.device).unflatten(0, (self.n_seeds, -1))
+
+        legal = None if frame.legal is None else per_seed(frame.legal)
+        return self.learner.act(per_seed(frame.obs), legal).flatten(0, 1).to(frame.obs.device)
+
+    def annotations(self) -> dict[str, Tensor]:
+        """No hidden facts."""
+        return {}
+
+
+def load_policy(run: RunFolder | Path, device: torch.device | str = "cpu") -> TrainedPolicy:
+    """Rebuild a run's policies from run.json and its checkpoint; the dataset is not needed.
+
+    Raises `DataError` naming what is missing, damaged or of another shape.
+    """
+    if isinstance(run, Path):
+        run = RunFolder.open(run)
+    checkpoint = Checkpoint.load(run.checkpoint_path, device)
+    record = run.record
+    try:
+        learner = make_learner(record["learner"], run.spec, record["learner_config"], record["seeds"], device)
+    except UsageError as error:
+        raise DataError(
+            f"{run.folder / RECORD_NAME} does not describe a learner of this offmarl: {error}"
+        ) from error
+    try:
+        learner.load_state_dict(checkpoint.learner, training=False)
+    except DataError as error:
+        raise DataError(f"{run.checkpoint_path}: {error}") from error
+    return TrainedPolicy(learner, checkpoint.step)
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """`0-4` for consecutive seeds, `0+3+7` for others."""
+    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return "+".join(str(seed) for seed in seeds)

@@ -1,0 +1,275 @@
+"""The loop: resuming, stopping, logging. And runs as policies."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from offmarl.data.table import Transitions
+from offmarl.envs.base import EnvSpec, Frame
+from offmarl.errors import DataError, OffmarlError, UsageError
+from offmarl.learners.registry import make_learner
+from offmarl.settings import configure
+from offmarl.streams import stream
+from offmarl.training.checkpoint import Checkpoint
+from offmarl.training.logging import read_metrics
+from offmarl.training.loop import TrainConfig, train
+from offmarl.training.run import RunFolder, find_run, list_runs, load_policy, seeds_text
+
+NAMES = ("red", "blue")
+SPEC = EnvSpec(
+    id="walk",
+    agents=NAMES,
+    groups=(NAMES,),
+    action_type="continuous",
+    obs_names=(("x", "y"),) * 2,
+    action_names=(("u",),) * 2,
+    horizon=10,
+)
+VALUES = {"hidden": [8, 8]}
+
+
+def table() -> Transitions:
+    generator = stream(0, "walk")
+    arrays = {
+        "obs": torch.randn(220, 2, 2, generator=generator),
+        "action": torch.rand(220, 2, 1, generator=generator) * 2 - 1,
+        "team_reward": torch.randn(220, generator=generator),
+        "terminated": torch.zeros(220),
+        "truncated": torch.zeros(220),
+    }
+    return Transitions.from_arrays(SPEC, arrays, torch.arange(0, 221, 11))
+
+
+def record(
+    name: str = "walk/test-v0/td3bc-team-s0-1", seeds: tuple[int, ...] = (0, 1), learner: str = "td3bc"
+) -> dict:
+    return {
+        "id": name,
+        "status": "running",
+        "dataset": {"id": "walk/test-v0", "path": "", "sha256": ""},
+        "env": SPEC.model_dump(mode="json"),
+        "learner": learner,
+        "learner_config": VALUES,
+        "rewards": "team",
+        "seeds": list(seeds),
+    }
+
+
+def new_run(folder: Path, **about: object) -> RunFolder:
+    return RunFolder.create(folder, record(**about))
+
+
+def config(**values: object) -> TrainConfig:
+    usual = {"steps": 40, "batch_size": 16, "log_every": 5, "checkpoint_every": 10, "tensorboard": False}
+    return configure(TrainConfig, {**usual, **values}, "train")
+
+
+def run_training(
+    run: RunFolder, resume: bool = False, progress=None, learner: str = "td3bc", **values: object
+) -> None:
+    made = make_learner(learner, SPEC, VALUES, run.record["seeds"])
+    train(made, table(), config(**values), run, resume, progress)
+
+
+def same_run(one: RunFolder, other: RunFolder) -> None:
+    first, second = load_file(one.checkpoint_path), load_file(other.checkpoint_path)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert read_metrics(one.metrics_path) == read_metrics(other.metrics_path)
+
+
+@pytest.mark.parametrize("learner", ["td3bc", "cql", "bc"])
+def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, learner):
+    def interrupt(done: int, total: int) -> None:
+        if done == 27:
+            raise KeyboardInterrupt
+
+    whole = new_run(tmp_path / "whole")
+    run_training(whole, learner=learner)
+    broken = new_run(tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        run_training(broken, progress=interrupt, learner=learner)
+    assert Checkpoint.load(broken.checkpoint_path).step == 20
+    assert broken.status == "running"
+    with open(broken.metrics_path, "a") as file:
+        file.write('{"step": 30, "cri')  # a line cut short
+    resumed = RunFolder.open(broken.folder)
+    run_training(resumed, resume=True, learner=learner)
+    assert resumed.status == "complete"
+    assert resumed.summary == whole.summary
+    assert [line["step"] for line in read_metrics(resumed.metrics_path)] == list(range(5, 41, 5))
+    same_run(whole, resumed)
+
+
+CHILD = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_loop
+run = test_loop.RunFolder.open(Path(sys.argv[1]))
+test_loop.run_training(run, progress=lambda done, total: time.sleep(0.02 if done > 12 else 0))
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
+    whole, killed = new_run(tmp_path / "whole"), new_run(tmp_path / "killed")
+    run_training(whole)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(killed.folder), str(Path(__file__).parent)])
+    deadline = time.monotonic() + 60
+    while not killed.checkpoint_path.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert 10 <= Checkpoint.load(killed.checkpoint_path).step < 40
+    killed = RunFolder.open(killed.folder)
+    assert killed.status == "running"
+    run_training(killed, resume=True)
+    same_run(whole, killed)
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    run = new_run(tmp_path / "run")
+    learner = make_learner("td3bc", SPEC, VALUES, [0, 1])
+
+    def poison(done: int, total: int) -> None:
+        if done == 23:
+            learner.critic.flat[0, 0] = float("nan")
+
+    with pytest.raises(
+        OffmarlError, match=r"diverged by step 25.*step 20 is kept.*learning_rate \(now 0.003\)"
+    ):
+        train(learner, table(), config(), run, progress=poison)
+    assert Checkpoint.load(run.checkpoint_path).step == 20
+    assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(run.checkpoint_path).values())
+    assert RunFolder.open(run.folder).status == "failed"
+
+
+def test_metrics_hold_every_seed_and_their_mean(tmp_path):
+    run = new_run(tmp_path / "run")
+    run_training(run)
+    lines = read_metrics(run.metrics_path)
+    assert {"step", "critic_loss", "policy_loss", "saturation"} <= lines[0].keys()
+    assert len(lines[0]["critic_loss"]["seeds"]) == 2
+    assert lines[0]["critic_loss"]["mean"] == pytest.approx(sum(lines[0]["critic_loss"]["seeds"]) / 2)
+    assert run.summary["critic_loss"] == pytest.approx(lines[-1]["critic_loss"]["mean"])
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = new_run(tmp_path / "run")
+    run_training(run, tensorboard=True)
+    board = EventAccumulator(str(run.folder / "tensorboard"))
+    board.Reload()
+    points = {event.step: event.value for event in board.Scalars("critic_loss")}
+    expected = {line["step"]: line["critic_loss"]["mean"] for line in read_metrics(run.metrics_path)}
+    assert points == pytest.approx(expected)
+
+
+def test_settings_of_the_loop_are_checked():
+    with pytest.raises(UsageError, match=r"checkpoint_every=12 is no multiple of train\.log_every=5"):
+        config(checkpoint_every=12).check()
+    with pytest.raises(UsageError, match="did you mean steps"):
+        config(step=3)
+    with pytest.raises(UsageError, match=r"train\.matmul_precision='half'"):
+        config(matmul_precision="half")
+
+
+def test_a_run_acts_for_all_its_seeds_without_the_dataset(tmp_path):
+    run = new_run(tmp_path / "run")
+    run_training(run)
+    policy = load_policy(run)
+    assert (policy.n_seeds, policy.steps, policy.spec) == (2, 40, SPEC)
+    obs = torch.randn(6, 2, 2)
+    action = policy.act(Frame(obs), torch.Generator())
+    assert action.shape == (6, 2, 1)
+    trained = make_learner("td3bc", SPEC, VALUES, [0, 1])
+    trained.load_state_dict(Checkpoint.load(run.checkpoint_path).learner)
+    assert (trained.obs_mean != 0).all()
+    torch.testing.assert_close(action[:3], trained.act(obs[:3].expand(2, 3, 2, 2))[0])
+    torch.testing.assert_close(action[3:], trained.act(obs[3:].expand(2, 3, 2, 2))[1])
+    with pytest.raises(UsageError, match="5 copies"):
+        policy.act(Frame(torch.randn(5, 2, 2)), torch.Generator())
+
+
+def test_damaged_runs_are_refused_by_name(tmp_path):
+    run = new_run(tmp_path / "run")
+    with pytest.raises(DataError, match="no checkpoint"):
+        load_policy(run)
+    run_training(run)
+    good = run.checkpoint_path.read_bytes()
+    run.checkpoint_path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+        load_policy(run)
+    save_file({"x": torch.zeros(1)}, str(run.checkpoint_path))
+    with pytest.raises(DataError, match="no training checkpoint"):
+        load_policy(run)
+    run.checkpoint_path.write_bytes(good)
+    run.update(learner_config={"hidden": [8, 9]})
+    with pytest.raises(DataError, match=r"checkpoint\.safetensors: tensor 'policy\.1\.weight' has shape"):
+        load_policy(run)
+    run.update(learner_config={"hiden": [8, 9]})
+    with pytest.raises(DataError, match="did you mean hidden"):
+        load_policy(run)
+    run.update(env={"id": "walk"})
+    with pytest.raises(DataError, match="'env' is damaged"):
+        load_policy(run)
+    (run.folder / "run.json").write_text('{"id": "x"}')
+    with pytest.raises(DataError, match="it has no 'created'"):
+        RunFolder.open(run.folder)
+    (run.folder / "run.json").write_text("{")
+    with pytest.raises(DataError, match="JSON"):
+        RunFolder.open(run.folder)
+
+
+def test_a_run_is_not_replaced_unasked(tmp_path):
+    run = new_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="not complete: --resume continues it"):
+        new_run(tmp_path / "run")
+    run.update(status="complete")
+    with pytest.raises(UsageError, match="already complete: --overwrite"):
+        new_run(tmp_path / "run")
+    RunFolder.create(run.folder, record(), overwrite=True)
+    other = tmp_path / "papers"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="no run"):
+        RunFolder.create(other, record(), overwrite=True)
+    assert (other / "thesis.tex").exists()
+
+
+def test_runs_are_found_by_id_path_or_age(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFMARL_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="no run"):
+        find_run()
+    for name in ("walk/test-v0/bc-team-s0", "walk/test-v0/cql-team-s0"):
+        run_training(new_run(tmp_path / "runs" / name, name=name, seeds=(0,)), steps=5)
+    new_run(tmp_path / "runs/walk/test-v0/later", name="walk/test-v0/later")  # nothing trained yet
+    assert [run.id.rsplit("/", 1)[1] for run in list_runs()] == ["bc-team-s0", "cql-team-s0", "later"]
+    assert find_run().id == "walk/test-v0/cql-team-s0"
+    assert (
+        find_run("walk/test-v0/bc-team-s0").folder
+        == find_run(tmp_path / "runs/walk/test-v0/bc-team-s0").folder
+    )
+    with pytest.raises(UsageError, match="did you mean walk/test-v0/cql-team-s0"):
+        find_run("walk/test-v0/cql-team-s1")
+
+
+def test_seeds_are_short_to_read():
+    assert [seeds_text(seeds) for seeds in ([3], [0, 1, 2], [4, 1])] == ["3", "0-2", "4+1"]
+
+
+def test_json_stays_json(tmp_path):
+    run = new_run(tmp_path / "run")
+    run_training(run, steps=5)
+    assert json.loads((run.folder / "run.json").read_text())["steps"] == 5

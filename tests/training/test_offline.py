@@ -1,0 +1,107 @@
+"""From a dataset on disk to a run that acts, and what is refused on the way."""
+
+import json
+
+import pytest
+import torch
+
+from offmarl.behaviour.random import RandomPolicy
+from offmarl.data.collect import collect
+from offmarl.data.store import Dataset
+from offmarl.data.writer import Writer
+from offmarl.envs.registry import make
+from offmarl.errors import UsageError
+from offmarl.training.offline import TrainRequest, train_offline
+from offmarl.training.run import find_run, load_policy
+
+FAST = {"steps": 4, "batch_size": 32, "log_every": 2, "checkpoint_every": 2, "tensorboard": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("data") / "random-v0"
+    with make("mpe_tag", 8) as env, Writer(where, env.spec, id="mpe_tag/random-v0") as writer:
+        collect(env, RandomPolicy(env.spec), writer, 200, 0)
+    return where
+
+
+@pytest.fixture
+def dataset(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFMARL_HOME", str(tmp_path))
+    return Dataset.open(folder)
+
+
+def request(**values):
+    usual = {"learner": "bc", "rewards": "team", "train_settings": FAST}
+    return TrainRequest(**{**usual, **values})
+
+
+def test_a_run_says_where_it_came_from_and_can_act(dataset):
+    run = train_offline(
+        dataset, request(learner="td3bc", rewards="mean", seeds=(0, 1), command="offmarl train")
+    )
+    assert run.status == "complete"
+    assert run.id.startswith("mpe_tag/random-v0/td3bc-mean-s0-1-")
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["dataset"]["sha256"] == dataset.card.sha256
+    assert record["learner_config"]["bc_weight"] == 5.0  # resolved, not only what was asked for
+    assert record["train_config"]["steps"] == 4
+    assert record["command"] == "offmarl train"
+    policy = load_policy(find_run())
+    with make(policy.spec.id, 4, backend=policy.spec.backend, options=policy.spec.options) as env:
+        step = env.step(policy.act(env.reset(0), torch.Generator()))
+    assert step.team_reward.isfinite().all()
+
+
+def test_the_rewards_asked_for_are_the_ones_taught(dataset):
+    means = {}
+    for rewards in ("team", "mean"):
+        run = train_offline(dataset, request(learner="td3bc", rewards=rewards))
+        means[rewards] = load_policy(run).learner.tensors()["normaliser.reward_mean"]
+    torch.testing.assert_close(means["team"], means["mean"] * dataset.spec.n_agents)
+
+
+def test_only_settings_that_differ_change_the_id(dataset):
+    default = train_offline(dataset, request(train_settings={**FAST, "steps": 2}))
+    assert default.id != "mpe_tag/random-v0/bc-team-s0"
+    same = train_offline(
+        dataset,
+        request(train_settings={**FAST, "steps": 2}, learner_settings={"share": False}, overwrite=True),
+    )
+    assert same.id == default.id
+    other = train_offline(
+        dataset, request(train_settings={**FAST, "steps": 2}, learner_settings={"share": True})
+    )
+    assert other.id != default.id
+
+
+def test_a_run_that_exists_is_refused_resumed_or_replaced(dataset):
+    first = train_offline(dataset, request())
+    with pytest.raises(UsageError, match="already complete: --overwrite"):
+        train_offline(dataset, request())
+    assert train_offline(dataset, request(resume=True)).record == first.record
+    first.update(status="running")
+    with pytest.raises(UsageError, match="--resume continues it"):
+        train_offline(dataset, request())
+    assert train_offline(dataset, request(resume=True)).status == "complete"
+    first.update(status="running", rewards="mean")
+    with pytest.raises(UsageError, match="started with rewards mean, not team"):
+        train_offline(dataset, request(resume=True))
+    assert train_offline(dataset, request(overwrite=True)).record["rewards"] == "team"
+    with pytest.raises(UsageError, match="give one of the two"):
+        train_offline(dataset, request(overwrite=True, resume=True))
+
+
+def test_wrong_requests_write_nothing(dataset, tmp_path):
+    for wrong, message in (
+        ({"learner": "td3"}, "did you mean td3bc"),
+        ({"rewards": "maca"}, "maca"),
+        ({"learner_settings": {"learning_rte": 1}}, "did you mean learning_rate"),
+        ({"learner_settings": {"learning_rate": -1}}, "learning_rate=-1"),
+        ({"train_settings": {"step": 3}}, "did you mean steps"),
+        ({"train_settings": {"batch_size": 10_000}}, "larger than the data"),
+        ({"seeds": (1, 1)}, "each once"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train_offline(dataset, request(out=tmp_path / "run", **wrong))
+        assert not (tmp_path / "run").exists(), wrong
