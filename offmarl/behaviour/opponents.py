@@ -18,7 +18,7 @@ from offmarl.reporter import Reporter
 
 SELF_PLAY = OnlineConfig(steps=1_500, checkpoint_every=100, share=False)
 STILL_CAUGHT = 0.75
-EPISODES = 512
+EPISODES = 128
 
 
 def train_prey(env_id: str, seed: int, reporter: Reporter) -> tuple[NetworkPolicy, list[list[str]]]:

@@ -10,6 +10,7 @@ from itertools import permutations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from offmarl.envs.base import EnvSpec, Frame
 from offmarl.errors import UsageError
@@ -20,8 +21,8 @@ MOST_ORDERS = 720  # 6!: with more assignments than this each agent goes to its 
 def scripted_policy(spec: EnvSpec) -> "ScriptedPolicy":
     """The scripted policy that fits the task. Raises `UsageError` where none does."""
     names = spec.obs_names[0]
-    continuous_force = not spec.discrete and spec.action_dim == 2
-    if "velocity_x" in names and continuous_force:
+    by_force = all(actions[:2] == ("force_x", "force_y") for actions in spec.action_names)
+    if "velocity_x" in names and by_force:
         for target in ("target", *spec.background):
             if f"{target}.relative_x" in names:
                 return ScriptedPolicy(spec, [target])
@@ -51,6 +52,7 @@ class ScriptedPolicy:
         self.velocity = torch.tensor(
             [[names.index(f"velocity_{axis}") for axis in "xy"] for names in spec.obs_names]
         )
+        self.silent = spec.action_dim - 2  # dimensions beyond the force, such as a message
         searchable = len(goals) >= spec.n_agents > 1 and math.perm(len(goals), spec.n_agents) <= MOST_ORDERS
         orders = list(permutations(range(len(goals)), spec.n_agents)) if searchable else []
         self.orders = torch.tensor(orders) if orders else None  # [orders, N]
@@ -59,7 +61,7 @@ class ScriptedPolicy:
         """Nothing is remembered between steps."""
 
     def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
-        """[E, N, 2] force in [-1, 1]."""
+        """[E, N, A]: a force in [-1, 1], and nothing said."""
         agents = torch.arange(frame.obs.shape[1])
         goals = frame.obs[:, agents[:, None, None], self.columns]  # [E, N, goals, 2]
         velocity = frame.obs[:, agents[:, None], self.velocity]  # [E, N, 2]
@@ -70,7 +72,8 @@ class ScriptedPolicy:
             cost = distance.sqrt()[:, agents, self.orders].sum(-1)  # [E, orders]
             choice = self.orders.to(cost.device)[cost.argmin(-1)]  # [E, N]
         target = goals.gather(2, choice[..., None, None].expand(*choice.shape, 1, 2)).squeeze(2)  # [E, N, 2]
-        return (20 * target - 3 * velocity).clamp(-1, 1)
+        force = (20 * target - 3 * velocity).clamp(-1, 1)  # [E, N, 2]
+        return pad(force, (0, self.silent))
 
     def annotations(self) -> dict[str, Tensor]:
         """No hidden facts."""

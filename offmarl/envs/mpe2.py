@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,7 @@ class Mpe2TagOptions(Mpe2Options):
     prey: Count = 1
     obstacles: CountOrNone = 2
     prey_policy: str = "trained"  # trained, flee, random or a .safetensors file
+    background: Literal["prey", "none"] = "prey"  # none: both sides learn
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Mpe2WorldOptions(Mpe2Options):
     obstacles: CountOrNone = 1
     food: Count = 2
     forests: Count = 2
-    prey_policy: str = "flee"
+    prey_policy: str = "trained"
+    background: Literal["prey", "none"] = "prey"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class _Mpe2Build:
 
     def spec(self, description: Description) -> EnvSpec:
         """Prey, where there are any, are in the background."""
-        prefix = self._task.prey_prefix
+        prefix = self._task.prey_prefix if getattr(self._options, "background", None) == "prey" else None
         background = [agent for agent in description.agents if prefix and agent.startswith(prefix)]
         names = dict(zip(description.agents, self._task.obs_names(self._options), strict=True))
         return _spec(
