@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,25 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from offmarl.reporter import Progress as ProgressCallback
+
+
+class _RateColumn(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
 
 
 class Terminal:
@@ -36,17 +47,29 @@ class Terminal:
     @contextmanager
     def bar(self, title: str) -> Iterator[ProgressCallback]:
         """A bar with rate and time left; on a pipe nothing is drawn."""
+        with self.stages() as progress:
+            yield lambda done, total: progress(title, done, total)
+
+    @contextmanager
+    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar for every stage that reports: call what it yields with (stage, done, total)."""
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(),
-            TaskProgressColumn(show_speed=True),
             MofNCompleteColumn(),
+            _RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
+        tasks: dict[str, TaskID] = {}
         with Progress(*columns, console=self.err, disable=not self.err.is_terminal) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+            def update(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage, total=total)
+                progress.update(tasks[stage], completed=done, total=total)
+
+            yield update
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table for a person; with `--json` nothing."""
@@ -54,7 +77,11 @@ class Terminal:
             return
         table = Table(title=title, title_justify="left", header_style="bold")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+            numbers = all(row[index][:1] in "-0123456789" for row in rows)  # true of empty cells too
+            last = index == len(columns) - 1  # the only one that may take several lines
+            table.add_column(
+                column, justify="right" if numbers else "left", no_wrap=not last, overflow="fold"
+            )
         for row in rows:
             table.add_row(*row)
         self.out.print(table)

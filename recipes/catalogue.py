@@ -67,7 +67,9 @@ def write_card(request: CollectRequest, dataset: Dataset) -> Path:
         "bytes": card.bytes,
         "statistics": card.statistics,
         "references": card.references,
-        "provenance": {name: card.provenance[name] for name in TRUE_OF_ANY_MACHINE if name in card.provenance},
+        "provenance": {
+            name: card.provenance[name] for name in TRUE_OF_ANY_MACHINE if name in card.provenance
+        },
     }
     write_json(path, content)
     return path
@@ -82,7 +84,9 @@ def main() -> None:
         for request in requests(env_id):
             folder = datasets_folder() / default_id(request)
             dataset = Dataset.open(folder) if folder.exists() else collect_dataset(request, terminal)
-            terminal.line(f"{write_card(request, dataset)}: return {dataset.card.statistics['return']['mean']:.1f}")
+            terminal.line(
+                f"{write_card(request, dataset)}: return {dataset.card.statistics['return']['mean']:.1f}"
+            )
 
 
 if __name__ == "__main__":

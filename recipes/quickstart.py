@@ -100,15 +100,14 @@ def conclusion(report: dict, credit: dict) -> str:
         f"logs of teams in which half the agents idle score {behaviour:.0f}, and learning from the team's reward "
         f"gets no further than {team:.0f}"
     )
-    start = f"What you just saw: {seen}; "
     if macca > team + 10:
         return (
-            f"{start}MACCA recovered who earned what (correlation with the truth "
-            f"{recovered:.2f}), and policies trained on that reach {macca:.0f}, where the true rewards reach {true:.0f}."
+            f"What you just saw: {seen}; MACCA found out from the same logs who earned what (correlation with the "
+            f"truth {recovered:.2f}), and policies trained on that reach {macca:.0f}, on the true rewards {true:.0f}."
         )
     return (
-        f"{start}with MACCA's rewards (correlation with the truth {recovered:.2f}) it is {macca:.0f}, with the "
-        f"true rewards {true:.0f}: this time knowing who earned what did not decide the outcome."
+        f"What you just saw: {seen}; on MACCA's rewards (correlation with the truth {recovered:.2f}) it is "
+        f"{macca:.0f}, on the true rewards {true:.0f}: this time knowing who earned what did not decide."
     )
 
 

@@ -156,7 +156,7 @@ class ScmEnvironment(Environment):
             id=env_id,
             options=asdict(options),
             agents=agents,
-            groups=(agents,),
+            groups=tuple((agent,) for agent in agents),  # each has causes of its own: nobody can share
             action_type="continuous",
             obs_names=(obs,) * options.agents,
             action_names=(actions,) * options.agents,

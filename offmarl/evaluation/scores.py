@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offmarl.atomic import write_json
-from offmarl.credit.relabel import agreement_with_truth
+from offmarl.credit.relabel import agreement
 from offmarl.data.catalog import find_dataset, reference_returns
 from offmarl.envs.base import EnvSpec
 from offmarl.envs.registry import make
@@ -217,12 +217,10 @@ def evaluate_run(
 def _agreement(source: dict[str, Any], rewards: str) -> dict[str, float | None] | None:
     """Agreement of the rewards trained on with the truth, where the dataset is still there and knows it."""
     try:
-        dataset = find_dataset(source["path"])
+        dataset = find_dataset(Path(source["path"]))
+        return agreement(dataset, rewards) if dataset.card.sha256 == source["sha256"] else None
     except OffmarlError:
         return None
-    if dataset.card.sha256 != source["sha256"]:
-        return None
-    return agreement_with_truth(dataset, rewards)
 
 
 def _same_shapes(env: EnvSpec, policy: EnvSpec, run: RunFolder) -> None:

@@ -33,7 +33,9 @@ from offmarl.learners.rewards import Rewards
 class CQLConfig(ActorCriticConfig):
     """CQL(H), Kumar et al. (2020), eq. 4, as OMAR (Pan et al. 2022) uses it: deterministic policies."""
 
-    alpha: NonNegative = 1.0  # weight of the conservative term; OMAR: 0.5 (random data) to 5 (expert data)
+    alpha: NonNegative = (
+        5.0  # weight of the conservative term; OMAR: 5 on medium and expert data, 0.5 on random
+    )
     action_samples: Count = 10  # uniform actions per state; OMAR
     policy_samples: Natural = 0  # more actions around the policy's; OMAR: 0 in MPE, 10 in HalfCheetah
     policy_sample_width: Fraction = 0.2  # they lie within ± this of the policy's action

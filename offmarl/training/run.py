@@ -178,6 +178,30 @@ class TrainedPolicy:
         return {}
 
 
+class SeedPolicy:
+    """The greedy policy of one seed of a run, as a policy of any number of copies."""
+
+    def __init__(self, trained: TrainedPolicy, index: int = 0) -> None:
+        self.learner, self.index = trained.learner, index
+        self.n_seeds = trained.n_seeds
+
+    def begin(self, starting: Tensor, generator: torch.Generator) -> None:
+        """Nothing is remembered between steps."""
+
+    def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
+        """[E, N, A] float in [-1, 1], or [E, N] int64."""
+
+        def for_all(values: Tensor) -> Tensor:
+            return values.to(self.learner.device).expand(self.n_seeds, *values.shape)
+
+        legal = None if frame.legal is None else for_all(frame.legal)
+        return self.learner.act(for_all(frame.obs), legal)[self.index].to(frame.obs.device)
+
+    def annotations(self) -> dict[str, Tensor]:
+        """No hidden facts."""
+        return {}
+
+
 def load_policy(run: RunFolder | Path, device: torch.device | str = "cpu") -> TrainedPolicy:
     """Rebuild a run's policies from run.json and its checkpoint; the dataset is not needed.
 

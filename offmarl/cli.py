@@ -1,0 +1,437 @@
+"""The commands: parse, call one function of a stage, print."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offmarl import __version__
+from offmarl.console import Terminal
+from offmarl.errors import OffmarlError, UsageError
+from offmarl.settings import parse_settings
+
+app = typer.Typer(
+    name="offmarl",
+    help="Offline multi-agent reinforcement learning that says who earned the team's reward.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="List, show and check datasets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Write here instead of under $OFFMARL_HOME.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. env.agents=8; repeatable."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the same command wrote before.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", metavar="ID|PATH", help="Dataset; the latest if not given.")
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"offmarl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Offline multi-agent reinforcement learning that says who earned the team's reward."""
+
+
+@app.command()
+def collect(
+    env: Annotated[str, typer.Option(help="Task, as `offmarl envs` lists it.")],
+    quality: Annotated[
+        str, typer.Option(help="random, medium-replay, medium, expert or scripted.")
+    ] = "expert",
+    steps: Annotated[int | None, typer.Option(min=1, help="Transitions to collect.")] = None,
+    num_envs: Annotated[int | None, typer.Option(min=1, help="Copies of the task stepped at once.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Act by this policy file or run instead of --quality.")
+    ] = None,
+    free_riders: Annotated[
+        int, typer.Option(min=0, help="Agents, redrawn every episode, that act at random.")
+    ] = 0,
+    backend: Annotated[str, typer.Option(help="offmarl, pettingzoo, or pettingzoo:module.path")] = "offmarl",
+    name: Annotated[
+        str | None, typer.Option(metavar="ID", help="Id of the dataset, namespace/name-vN.")
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train a behaviour policy where one is missing, then record its episodes."""
+    from offmarl.behaviour.collection import CollectRequest, collect_dataset
+
+    terminal = Terminal(as_json)
+    chosen = parse_settings(settings or [], ["env", "behaviour"])
+    dataset = collect_dataset(
+        CollectRequest(
+            env=env,
+            quality=quality,
+            transitions=steps,
+            num_envs=num_envs,
+            policy=policy,
+            free_riders=free_riders,
+            backend=backend,
+            name=name,
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            device=_device(device),
+            env_options=chosen["env"],
+            behaviour=chosen["behaviour"],
+            command=_command_line(),
+        ),
+        terminal,
+    )
+    _print_dataset(terminal, dataset)
+    where = dataset.card.id if out is None else str(dataset.folder)
+    terminal.line(f"wrote {dataset.folder}")
+    terminal.line(f"next: offmarl decompose --dataset {where}")
+
+
+@app.command()
+def decompose(
+    dataset: DatasetOption = None,
+    method: Annotated[str, typer.Option(help="macca, or mean for the plain split R/N.")] = "macca",
+    name: Annotated[str | None, typer.Option(help="Name of the result; the method's if not given.")] = None,
+    shared_reward: Annotated[
+        bool, typer.Option("--shared-reward", help="Declare that all agents are paid the same: R/N, exactly.")
+    ] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Take the team reward apart: who earned it, and how sure is that?"""
+    from offmarl.credit.relabel import decompose as decompose_dataset
+    from offmarl.data.catalog import find_dataset
+    from offmarl.report.tables import credit_columns, credit_lines, credit_rows
+
+    terminal = Terminal(as_json)
+    values = parse_settings(settings or [], ["credit"])["credit"]
+    if shared_reward:
+        values["shared_reward"] = True
+    source = find_dataset(dataset)
+    _say_which(terminal, "dataset", dataset, source.card.id)
+    with terminal.stages() as progress:
+        report = decompose_dataset(
+            source,
+            method=method,
+            values=values,
+            seed=seed,
+            name=name,
+            out=out,
+            overwrite=overwrite,
+            progress=progress,
+            device=_device(device),
+        )
+    terminal.table(f"{source.card.id}: who earned the team's reward", credit_columns(), credit_rows(report))
+    for line in credit_lines(report):
+        terminal.line(line)
+    terminal.json(report.to_json())
+    again = dataset or source.card.id
+    terminal.line(f"next: offmarl train --dataset {again} --learner cql --rewards {report.name}")
+
+
+@app.command()
+def train(
+    dataset: DatasetOption = None,
+    learner: Annotated[
+        str, typer.Option(help="bc, td3bc or cql; the form follows the dataset's actions.")
+    ] = "cql",
+    rewards: Annotated[
+        str, typer.Option(help="team, mean, true, or a decomposition: its name or file.")
+    ] = "macca",
+    steps: Annotated[int | None, typer.Option(min=1, help="Joint updates.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Train this many seeds at once: seed, seed+1, ...")] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Learn policies from a dataset, on the rewards you choose."""
+    from offmarl.data.catalog import find_dataset
+    from offmarl.training.offline import TrainRequest, train_offline
+
+    terminal = Terminal(as_json)
+    chosen = parse_settings(settings or [], ["learner", "train"])
+    if steps is not None:
+        chosen["train"]["steps"] = steps
+    source = find_dataset(dataset)
+    _say_which(terminal, "dataset", dataset, source.card.id)
+    run = train_offline(
+        source,
+        TrainRequest(
+            learner=learner,
+            rewards=rewards,
+            seeds=tuple(range(seed, seed + seeds)),
+            learner_settings=chosen["learner"],
+            train_settings=chosen["train"],
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            device=_device(device),
+            command=_command_line(),
+        ),
+        terminal,
+    )
+    terminal.table(
+        f"last metrics, mean over {seeds} seed{'s' if seeds > 1 else ''}",
+        ["metric", "value"],
+        [[key, f"{value:.4g}"] for key, value in run.summary.items()],
+    )
+    terminal.json({"run": run.id, "folder": str(run.folder), "status": run.status, "metrics": run.summary})
+    terminal.line(f"wrote {run.folder}")
+    terminal.line(f"next: offmarl evaluate --run {run.id if out is None else run.folder}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="ID|PATH", help="Run; repeatable; the latest if not given."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="ID|PATH", help="Every complete run on this dataset instead.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes for each seed.")] = 200,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the scores too: .png, .pdf or .svg.")
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = "auto",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Score runs in their environment: returns, normalised scores, intervals."""
+    from offmarl.evaluation.scores import evaluate_runs, runs_to_evaluate
+
+    terminal = Terminal(as_json)
+    env_options = parse_settings(settings or [], ["env"])["env"]
+    runs = runs_to_evaluate(run or [], dataset)
+    if not run and dataset is None:
+        terminal.say(f"run: {runs[0].id} (the latest; choose another with --run)")
+    report = evaluate_runs(runs, episodes, seed, env_options, out, _device(device), terminal)
+    terminal.table(report.title, report.columns(), report.rows())
+    for note in report.notes():
+        terminal.line(note)
+    if figure is not None:
+        from offmarl.report.figures import draw_scores
+
+        draw_scores(report, figure)
+        terminal.line(f"wrote {figure}")
+    terminal.json(report.to_json())
+
+
+@app.command()
+def envs(as_json: Json = False) -> None:
+    """List the tasks that data can be collected from."""
+    from offmarl.envs.registry import listing
+
+    terminal = Terminal(as_json)
+    entries = listing()
+    terminal.table(
+        "environments",
+        ["id", "agents", "actions", "what"],
+        [[entry.id, str(entry.agents), entry.actions, entry.title] for entry in entries],
+    )
+    terminal.json({"envs": [vars(entry) for entry in entries]})
+    terminal.line("any PettingZoo ParallelEnv: --env NAME --backend pettingzoo:module.path")
+
+
+@data_app.command("ls")
+def data_ls(as_json: Json = False) -> None:
+    """List the datasets here."""
+    from offmarl.credit.relabel import credit_names
+    from offmarl.data.catalog import datasets_folder, list_datasets
+    from offmarl.data.store import Dataset
+
+    terminal = Terminal(as_json)
+    found = list_datasets()
+    readable = [Dataset.open(entry.folder) for entry in found if entry.card is not None]
+    terminal.table(
+        f"datasets in {datasets_folder()}",
+        ["id", "transitions", "episodes", "return", "credit"],
+        [
+            [
+                dataset.id,
+                f"{dataset.card.transitions:,}",
+                f"{dataset.card.episodes:,}",
+                f"{dataset.card.statistics['return']['mean']:.1f}",
+                ", ".join(credit_names(dataset)) or "-",
+            ]
+            for dataset in readable
+        ],
+    )
+    damaged = [entry for entry in found if entry.card is None]
+    for entry in damaged:
+        terminal.line(f"{entry.id}: {entry.problem}")
+    terminal.json(
+        {
+            "datasets": [_card_summary(dataset) for dataset in readable],
+            "damaged": [{"id": entry.id, "problem": entry.problem} for entry in damaged],
+        }
+    )
+    if not found:
+        terminal.line("no dataset yet: offmarl collect --env mpe_spread")
+
+
+@data_app.command("info")
+def data_info(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[ID|PATH]", help="The latest if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset holds and where it came from."""
+    from offmarl.data.catalog import find_dataset
+
+    terminal = Terminal(as_json)
+    source = find_dataset(dataset)
+    _say_which(terminal, "dataset", dataset, source.card.id)
+    _print_dataset(terminal, source)
+    terminal.line(f"folder {source.folder}")
+
+
+@data_app.command("validate")
+def data_validate(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[ID|PATH]", help="The latest if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every array of a dataset."""
+    from offmarl.data.catalog import find_dataset
+    from offmarl.data.validate import validate
+
+    terminal = Terminal(as_json)
+    source = find_dataset(dataset)
+    _say_which(terminal, "dataset", dataset, source.card.id)
+    problems = validate(source)
+    for problem in problems:
+        terminal.line(str(problem))
+    terminal.json({"dataset": source.card.id, "valid": not problems, "problems": [str(p) for p in problems]})
+    if problems:
+        raise typer.Exit(1)
+    terminal.line(f"{source.card.id}: valid, {source.card.rows:,} rows in {source.card.episodes:,} episodes")
+
+
+def _say_which(terminal: Terminal, kind: str, given: str | None, used: str) -> None:
+    if given is None:
+        terminal.say(f"{kind}: {used} (the latest; choose another with --{kind})")
+
+
+def _device(name: str) -> str:
+    """`auto` becomes what the machine has; a device that is not there is refused before any work."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: not usable here; try cpu, or auto") from error
+    return name
+
+
+def _command_line() -> str:
+    return " ".join(["offmarl", *sys.argv[1:]])
+
+
+def _card_summary(dataset: Any) -> dict[str, Any]:
+    from offmarl.credit.relabel import credit_names
+
+    card = dataset.card
+    return {
+        "id": card.id,
+        "folder": str(dataset.folder),
+        "env": card.env.id,
+        "transitions": card.transitions,
+        "episodes": card.episodes,
+        "statistics": card.statistics,
+        "references": card.references,
+        "provenance": card.provenance,
+        "credit": credit_names(dataset),
+    }
+
+
+def _print_dataset(terminal: Terminal, dataset: Any) -> None:
+    from offmarl.credit.relabel import credit_names
+
+    card = dataset.card
+    returns = card.statistics["return"]
+    spec = card.env
+    rows = [
+        [
+            "environment",
+            f"{spec.id} ({spec.n_agents} agents, {spec.action_type} actions, horizon {spec.horizon})",
+        ],
+        ["transitions", f"{card.transitions:,} in {card.episodes:,} episodes"],
+        [
+            "return (mean over agents)",
+            f"{returns['mean']:.1f} ± {returns['std']:.1f}  (from {returns['min']:.1f} to {returns['max']:.1f})",
+        ],
+        ["credit", ", ".join(credit_names(dataset)) or "none yet"],
+        ["made by", str(card.provenance.get("command", "unknown"))],
+        ["created", card.created],
+    ]
+    if card.references:
+        references = card.references
+        rows.insert(3, ["random / expert return", f"{references['random']:.1f} / {references['expert']:.1f}"])
+    terminal.table(card.id, ["", ""], rows)
+    terminal.json(_card_summary(dataset))
+
+
+def main() -> None:
+    """Run the command line; errors are one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except OffmarlError as error:
+        print(f"offmarl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("offmarl: stopped", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        print(f"offmarl: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        _exit_if_usage(error)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_if_usage(error: Exception) -> None:
+    """Wrong flags as the parser reports them: its own message, exit code 2."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a decomposition may look at: the variables of one transition, with a name and an owner each.
+
+Shapes: R rows, n transitions, N agents, O observation, A action, K choices, D state, V variables.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from offmarl.data.table import Transitions
+from offmarl.envs.base import EnvSpec
+
+NOBODY = -1  # owner of a variable that belongs to no agent
+
+
+@dataclass(frozen=True)
+class InputLayout:
+    """Names and owners of the V variables that `transition_inputs` returns, in its order."""
+
+    names: tuple[str, ...]
+    owner: Tensor  # [V] int64, agent index or NOBODY
+
+    def belongs(self, n_agents: int) -> Tensor:
+        """[N, V] bool: variable v is agent i's own."""
+        return self.owner[None, :] == torch.arange(n_agents)[:, None]
+
+    @property
+    def shared(self) -> Tensor:
+        """[V] bool: variable v is nobody's."""
+        return self.owner == NOBODY
+
+
+def input_layout(spec: EnvSpec) -> InputLayout:
+    """The variables of one transition of `spec`: situation, actions, next situation.
+
+    The situation is the global state where the environment says who owns its dimensions, otherwise all
+    agents' observations, each owned by its agent. Discrete actions are one-hot. Successors are named
+    `next.<name>`: rewards of many tasks (the particle worlds, for instance) depend on them.
+    """
+    if spec.state_owner:
+        situation = list(zip(spec.state_names, spec.state_owner, strict=True))
+    else:
+        situation = _prefixed(spec, spec.obs_names)
+    action = _prefixed(spec, spec.action_names)
+    successor = [(f"next.{name}", owner) for name, owner in situation]
+    variables = situation + action + successor
+    return InputLayout(tuple(name for name, _ in variables), torch.tensor([owner for _, owner in variables]))
+
+
+def _prefixed(spec: EnvSpec, names: tuple[tuple[str, ...], ...]) -> list[tuple[str, int]]:
+    return [
+        (f"{agent}.{name}", index)
+        for index, (agent, own) in enumerate(zip(spec.agents, names, strict=True))
+        for name in own
+    ]
+
+
+def transition_inputs(transitions: Transitions, rows: Tensor) -> Tensor:
+    """The variables of the transitions that start in `rows` [n]: [n, V] float32, raw units."""
+    spec = transitions.spec
+    if spec.state_owner:
+        situation = transitions.column("state")[rows]
+        successor = transitions.column("state")[rows + 1]
+    else:
+        situation = _true_widths(transitions.column("obs")[rows], spec.obs_names)
+        successor = _true_widths(transitions.column("obs")[rows + 1], spec.obs_names)
+    action = transitions.column("action")[rows]
+    if spec.discrete:
+        action = functional.one_hot(action.long(), spec.action_dim)  # [n, N, K]
+    return torch.cat([situation, _true_widths(action, spec.action_names), successor], 1).float()
+
+
+def _true_widths(padded: Tensor, names: tuple[tuple[str, ...], ...]) -> Tensor:
+    """[n, N, widest] without the padding of narrower agents: [n, sum of true widths]."""
+    return torch.cat([padded[:, agent, : len(own)] for agent, own in enumerate(names)], 1)

@@ -1,0 +1,475 @@
+"""MACCA: credit assignment by a causal model of the team's reward.
+
+Source: Wang et al. 2023, "MACCA: offline multi-agent reinforcement learning with causal credit assignment",
+arXiv 2312.03644. The team's reward is the sum of individual rewards, each a function of few variables,
+
+    R = Σ_i r_i(c_i ∘ (s, a, s')),
+
+and masks c_i and functions r_i are learned from R alone. The paper's sum constraint does not determine them: a
+fit of R² .97 may well pay the wrong agents. Here every edge has its own hard-concrete gate with an *own-first
+prior* (an agent's own variables start open and are cheap to keep, others start closed and are dear), the
+functions are refitted from scratch on the edges that survive, and an ensemble measures what is left undecided.
+
+Shapes: M members (prices λ, candidate masks or resampled refits), N agents, B batch, G groups of a batch,
+V variables that vary, H held-out transitions, R dataset rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from offmarl.credit.base import AgentVerdict, Credit, Decomposer, Progress, equal_split
+from offmarl.credit.diagnosis import (
+    DECLARED_SHARED,
+    EQUAL_SPLIT,
+    Diagnosis,
+    ambiguity,
+    expected_skill,
+    r_squared,
+    reproducibility,
+)
+from offmarl.credit.gates import mean_gates, open_probability, sample_gates
+from offmarl.credit.heads import RewardHeads, minimise
+from offmarl.credit.inputs import input_layout
+from offmarl.credit.samples import Samples, Scale, prepare
+from offmarl.data.table import Transitions
+from offmarl.envs.base import EnvSpec
+from offmarl.streams import stream
+
+FEWEST_EPISODES = 10  # fewer cannot be split and resampled
+CLOSED = 0.05  # probability below which a gate half-way through never opens again (measured)
+ASSIGN_CHUNK = 32_768  # rows predicted at a time
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass
+class MaccaConfig:
+    """Hyper-parameters; "measured" means on synthetic rewards of known causes and on the particle tasks."""
+
+    # Structure: which edges exist
+    width: Count = 64  # hidden units a head; 48 measured equal
+    structure_depth: Count = 2  # hidden layers
+    structure_steps: Count = 3_500
+    batch_size: Count = 512
+    learning_rate: Positive = 3e-3  # Adam; the official code's 5e-2 on raw inputs went dead on some seeds
+    warm_up: Count = 100  # steps of linear warm-up
+    gate_learning_rate: Positive = 2e-2
+    gate_groups: Count = 8  # gates are drawn once per batch_size / gate_groups transitions; 1 loses edges
+    own_logit: float = 2.0  # own-first prior: logits at the start ...
+    global_logit: float = 0.0
+    cross_logit: float = -3.0  # -2 attributes rewards to the wrong agent on some seeds
+    own_weight: NotNegative = 1.0  # ... and what an edge costs
+    global_weight: NotNegative = 2.0
+    cross_weight: NotNegative = 4.0
+    sparsity: Positive | None = None  # λ; None: by the number of transitions, see sparsity_strength
+    sparsity_ramp: Share = 0.2  # share of the steps over which λ grows from 0
+    keep_probability: Share = 0.5  # an edge exists if its gate is open with more than this probability
+
+    # Pruning: larger λ on the surviving variables, where the first pass fits badly (redundant variables)
+    pruning_factors: tuple[Positive, ...] = (4.0, 12.0)  # of λ; () never prunes, one alone was not enough
+    pruning_steps: Count = 2_000
+    good_fit: float = 0.97  # held-out R² of the structure network from which pruning is not tried
+    choice_steps: Count = 1_000  # of the refits that compare candidate masks
+    choice_tolerance: NotNegative = 0.1  # the sparsest mask wins that leaves at most 10 % more unexplained
+
+    # Refit: how much each edge pays
+    refit_depth: Count = 3
+    refit_steps: Count = 1_500
+    refit_batch_size: Count = 128  # of each member; 256 gains .002-.01 of skill for half as much time again
+    refit_learning_rate: Positive = 1e-2
+    tie_break: NotNegative = 0.02  # μ: smallest individual rewards among those that explain R equally well
+    members: Count = (
+        5  # refits on resampled episodes; from 3 on the last two are probes with opposed tie-breaks
+    )
+    exact_sum: bool = True  # add (R - Σ r̂)/N: better where rewards are deterministic, worse where noisy
+
+    # Data
+    heldout: Share = 0.1  # share of the episodes that are never fitted
+    max_transitions: Count = 200_000  # fit on at most so many; the answer covers all rows
+    shared_reward: bool = False  # you know that all agents are paid the same: R/N is then the truth
+    fallback: bool = True  # answer R/N where the data does not identify more
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.gate_groups:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of gate_groups {self.gate_groups}")
+
+
+class Macca(Decomposer):
+    """Causal credit assignment with own-first gates and an ensemble refit; see the module's docstring."""
+
+    config_class = MaccaConfig
+
+    reason: str  # why the answer is R/N, empty where it is not
+    shared_reward: bool  # R/N is exact
+    mask: Tensor | None  # [N, V] bool: edges found
+    edge_probability: Tensor | None  # [N, V]
+    fitted: "FittedFunctions | None"
+    diagnosis: Diagnosis | None
+    scale: Scale
+    heldout_rows: Tensor | None  # [H]
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: MaccaConfig,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(spec, config, seed, device, progress)
+        self.config = config
+        self.layout = input_layout(spec)
+        self._forget()
+
+    # -- the losses ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def reconstruction(agent_reward: Tensor, team_reward: Tensor) -> Tensor:
+        """Σ_m E[(Σ_i r̂_i - R)²], eq. 6 of the paper; [M, N, B] and [M or 1, B]."""
+        return (agent_reward.sum(1) - team_reward).square().mean(1).sum()
+
+    @staticmethod
+    def sparsity(gate_logit: Tensor, edge_price: Tensor) -> Tensor:
+        """Σ_edges λ w · P(gate ≠ 0), the expected price of all edges; [M, N, V] each."""
+        return (edge_price * open_probability(gate_logit)).sum()
+
+    @staticmethod
+    def tie_break(agent_reward: Tensor, weight: Tensor) -> Tensor:
+        """Σ_i w_i E[r̂_i²]: what two heads could both pay is split where that is smallest; [M, N, B], [M, N]."""
+        return (weight * agent_reward.square().mean(2)).sum()
+
+    def structure_loss(
+        self,
+        heads: RewardHeads,
+        inputs: Tensor,
+        team_reward: Tensor,
+        gate_logit: Tensor,
+        edge_price: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Reconstruction under random gates + sparsity, on one batch [1, B, V], [1, B]."""
+        gates = sample_gates(gate_logit, self.config.gate_groups, generator)  # [M, G, N, V]
+        agent_reward = heads(inputs, gates)  # [M, N, B]
+        return self.reconstruction(agent_reward, team_reward) + self.sparsity(gate_logit, edge_price)
+
+    def refit_loss(
+        self, heads: RewardHeads, inputs: Tensor, team_reward: Tensor, gates: Tensor, tie_weight: Tensor
+    ) -> Tensor:
+        """Reconstruction on fixed edges [M, 1, N, V] + μ tie-break, on a batch a member: [M, B, V], [M, B]."""
+        agent_reward = heads(inputs, gates)  # [M, N, B]
+        ties = self.tie_break(agent_reward, tie_weight)
+        return self.reconstruction(agent_reward, team_reward) + self.config.tie_break * ties
+
+    # -- learning ------------------------------------------------------------------------------------------
+
+    def fit(self, transitions: Transitions) -> None:
+        """Learn masks and reward functions, and measure on held-out episodes what the data leaves undecided."""
+        self._forget()
+        if self.config.shared_reward or self.spec.shared_reward:
+            source = "as declared" if self.config.shared_reward else "by the environment"
+            self.reason = f"all agents are paid the same, {source}: R/N is exact"
+            self.shared_reward = True
+            return
+        if transitions.n_episodes < FEWEST_EPISODES:
+            self.reason = (
+                f"{transitions.n_episodes} episodes are too few to hold some out: {FEWEST_EPISODES} needed"
+            )
+            return
+        config = self.config
+        samples = prepare(transitions, config.heldout, config.max_transitions, self.seed, self.device)
+        self.heldout_rows, self.scale = samples.heldout_rows, samples.scale
+        if not samples.scale.reward_std or not len(samples.scale.varying):
+            constant = "the team reward" if not samples.scale.reward_std else "every observation and action"
+            self.reason = f"{constant} is constant: there is nothing to explain"
+            return
+        probabilities, masks = self.learn_structure(samples)
+        chosen = self.choose_mask(samples, masks)
+        self.edge_probability, self.mask = probabilities[chosen], masks[chosen]
+        if not self.mask.any():
+            self.reason = "no variable explains the team reward"
+            return
+        self.fitted = self.refit(samples, self.mask)
+        self.diagnosis = self.diagnose(samples, self.fitted)
+        self.reason = self.diagnosis.reason_to_fall_back(self.spec.agents)
+
+    def learn_structure(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Edge probabilities [M, N, V] and masks [M, N, V] bool of M candidates.
+
+        Where the first pass fits badly, the gates are learned anew on the surviving variables at higher
+        prices: variables that tell the same thing twice (a position, its successor and the velocity between)
+        all survive a low price, and a small network then misses what only one of them says sharply.
+        """
+        config = self.config
+        strength = self.sparsity_strength(len(samples.inputs))
+        everything = torch.arange(samples.inputs.shape[1], device=self.device)
+        probability, fit_r2 = self._learn_gates(
+            samples, everything, [strength], config.structure_steps, "structure"
+        )
+        masks = self.edges(samples, probability)
+        if fit_r2 < config.good_fit and config.pruning_factors and masks.any():
+            surviving = masks[0].any(0).nonzero().squeeze(1)
+            strengths = [strength * factor for factor in config.pruning_factors]
+            pruned, _ = self._learn_gates(samples, surviving, strengths, config.pruning_steps, "pruning")
+            probability = torch.cat([probability, pruned])
+            masks = torch.cat([masks, self.edges(samples, pruned)])
+        return probability, masks
+
+    def sparsity_strength(self, transitions: int) -> float:
+        """λ for so many fitted transitions: .005 from 50k on, .015 at 10k, .03 at 3k (measured)."""
+        if self.config.sparsity is not None:
+            return self.config.sparsity
+        return 0.005 * max(1.0, 50_000 / transitions) ** (2 / 3)
+
+    def edges(self, samples: Samples, edge_probability: Tensor) -> Tensor:
+        """The edges that exist, [M, N, V] bool: the probable ones; agents of one role vote on their own."""
+        mask = edge_probability > self.config.keep_probability
+        for variables in samples.roles:  # [members of the role, k]
+            agents = samples.own[:, variables[:, 0]].int().argmax(0)[:, None]  # [members of the role, 1]
+            votes = mask[:, agents, variables]  # [M, members of the role, k]
+            mask[:, agents, variables] = (votes.float().mean(1, keepdim=True) > 0.5).expand_as(votes)
+        return mask
+
+    @staticmethod
+    def open_shared_parents(samples: Samples, masks: Tensor) -> Tensor:
+        """The edges to refit, [M, N, V] bool: a parent that is nobody's and that one head uses is open to all.
+
+        Otherwise a term that every agent is paid lands in whichever head found it first.
+        """
+        return masks | (masks.any(1, keepdim=True) & samples.shared)
+
+    def choose_mask(self, samples: Samples, masks: Tensor) -> int:
+        """Index of the sparsest mask of [M, N, V] whose refit explains held-out rewards about as well as any."""
+        distinct = [k for k in range(len(masks)) if not any(masks[k].equal(mask) for mask in masks[:k])]
+        if len(distinct) == 1:
+            return 0
+        candidates = masks[distinct]
+        plain = torch.ones(candidates.shape[:2], device=self.device)
+        everyone = torch.arange(len(samples.inputs), device=self.device).expand(len(candidates), -1)
+        size = torch.full((len(candidates),), len(samples.inputs), device=self.device)
+        fitted = self._fit_functions(
+            samples, candidates, plain, (everyone, size), self.config.choice_steps, "choice"
+        )
+        team_reward = fitted.predict(samples.heldout_inputs).sum(1)  # [candidates, H]
+        unexplained = [1 - r_squared(predicted, samples.heldout_team_reward) for predicted in team_reward]
+        limit = min(unexplained) * (1 + self.config.choice_tolerance)
+        edges = candidates.sum((1, 2)).tolist()
+        return min((edges[k], distinct[k]) for k in range(len(distinct)) if unexplained[k] <= limit)[1]
+
+    def refit(self, samples: Samples, mask: Tensor) -> "FittedFunctions":
+        """Fit the reward functions from scratch on the edges of `mask` [N, V], K times in one computation.
+
+        Every member sees its own resample of the training episodes. The last two are probes: their tie-breaks
+        favour every other agent, so that they differ exactly where the data does not decide.
+        """
+        members = self.config.members
+        tie_weight = torch.ones(members, self.spec.n_agents, device=self.device)
+        if members >= 3:
+            even = torch.arange(self.spec.n_agents, device=self.device) % 2 == 0
+            tie_weight[-2] = torch.where(even, 0.1, 2.0)
+            tie_weight[-1] = torch.where(even, 2.0, 0.1)
+        rows = samples.resample_episodes(members, stream(self.seed, "macca", "refit", "episodes"))
+        masks = mask.expand(members, -1, -1)
+        fitted = self._fit_functions(samples, masks, tie_weight, rows, self.config.refit_steps, "refit")
+        return replace(fitted, centre=fitted.predict(samples.inputs).mean(2, keepdim=True))
+
+    def diagnose(self, samples: Samples, fitted: "FittedFunctions") -> Diagnosis:
+        """What held-out transitions say about the fit."""
+        members = fitted.predict(samples.heldout_inputs)  # [K, N, H]
+        point = self._point(members)
+        team_reward = samples.heldout_team_reward
+        fit_r2 = r_squared(point.sum(0), team_reward)
+        unknown: tuple[None, ...] = (None,) * self.spec.n_agents
+        return Diagnosis(
+            fit_r2=fit_r2,
+            expected_skill=expected_skill(point, team_reward),
+            ambiguity=tuple(ambiguity(members[-2], members[-1], point).tolist())
+            if len(members) > 2
+            else unknown,
+            reproducibility=tuple(reproducibility(members).tolist()) if len(members) > 1 else unknown,
+        )
+
+    # -- the answer ----------------------------------------------------------------------------------------
+
+    def assign(self, transitions: Transitions) -> Credit:
+        """Individual rewards of every row; R/N with the reason where that is the better answer."""
+        if self.fitted is None or (self.reason and self.config.fallback):
+            fall_back, reward, std = True, equal_split(transitions), None
+        else:
+            fall_back, (reward, std) = False, self._individual(transitions, self.fitted)
+        mask, probability = self._on_all_inputs(self.mask), self._on_all_inputs(self.edge_probability)
+        diagnosis = self.diagnosis
+        return Credit(
+            reward=reward,
+            std=std,
+            masks=mask,
+            edge_probability=probability,
+            input_names=self.layout.names,
+            heldout_rows=self.heldout_rows,
+            metrics={
+                "fit_r2": diagnosis.fit_r2 if diagnosis else None,
+                "expected_skill": diagnosis.expected_skill if diagnosis else None,
+            },
+            agents=[self._verdict(agent, fall_back) for agent in range(self.spec.n_agents)],
+            fallback=fall_back,
+            reason=self.reason,
+        )
+
+    def _individual(self, transitions: Transitions, fitted: "FittedFunctions") -> tuple[Tensor, Tensor]:
+        """Rewards and their spread over the ensemble, [R, N] each; constants of R are split equally."""
+        N = self.spec.n_agents
+        reward, std = (torch.zeros(len(transitions.row), N) for _ in range(2))
+        for rows in transitions.transition_rows.split(ASSIGN_CHUNK):
+            members = (
+                fitted.predict(self.scale.inputs(transitions, rows)) * self.scale.reward_std
+            )  # [K, N, rows]
+            point = self._point(members).T + self.scale.reward_mean / N  # [rows, N]
+            if self.config.exact_sum:
+                team_reward = transitions.column("team_reward")[rows].to(self.device)
+                point = point + (team_reward - point.sum(1))[:, None] / N
+            reward[rows.cpu()] = point.cpu()
+            if len(members) > 1:
+                std[rows.cpu()] = members.std(0).T.cpu()
+        return reward, std
+
+    def _verdict(self, agent: int, fall_back: bool) -> AgentVerdict:
+        name, diagnosis = self.spec.agents[agent], self.diagnosis
+        if self.shared_reward:
+            return AgentVerdict(name, DECLARED_SHARED)
+        if diagnosis is None:
+            return AgentVerdict(name, EQUAL_SPLIT)
+        verdict = EQUAL_SPLIT if fall_back else diagnosis.verdict(agent)
+        return AgentVerdict(name, verdict, diagnosis.ambiguity[agent], diagnosis.reproducibility[agent])
+
+    def _point(self, members: Tensor) -> Tensor:
+        """The estimate of an ensemble [K, N, n]: the mean of its plain members, [N, n]."""
+        return members[: len(members) - 2 if len(members) > 2 else len(members)].mean(0)
+
+    def _on_all_inputs(self, of_varying: Tensor | None) -> Tensor | None:
+        """An [N, V] array with zeros where a variable never varied: [N, all]."""
+        if of_varying is None:
+            return None
+        full = torch.zeros(len(of_varying), len(self.layout.names), dtype=of_varying.dtype)
+        full[:, self.scale.varying.cpu()] = of_varying.cpu()
+        return full
+
+    # -- fitting -------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Nothing is known yet."""
+        self.reason, self.shared_reward = "", False
+        self.mask = self.edge_probability = self.heldout_rows = None
+        self.fitted = self.diagnosis = None
+
+    def _learn_gates(
+        self, samples: Samples, variables: Tensor, strengths: Sequence[float], steps: int, stage: str
+    ) -> tuple[Tensor, float]:
+        """Edge probabilities [M, N, V] for M prices λ, only `variables` looked at; and the best held-out R².
+
+        Half-way, variables that are closed to every head are dropped: most are by then, and the other half of
+        the steps costs a fraction.
+        """
+        config, members = self.config, len(strengths)
+        price = torch.tensor(strengths, device=self.device)[:, None, None] * self._by_ownership(
+            samples, config.own_weight, config.global_weight, config.cross_weight
+        )  # [M, N, V]
+        prior = self._by_ownership(samples, config.own_logit, config.global_logit, config.cross_logit)
+        gate_logit = prior[:, variables].repeat(members, 1, 1).requires_grad_()  # [M, N, variables]
+        heads = RewardHeads(
+            open_probability(gate_logit.detach()).sum(2),
+            len(variables),
+            config.width,
+            config.structure_depth,
+            stream(self.seed, "macca", stage, "init"),
+            self.device,
+        )
+        generator = stream(self.seed, "macca", stage, "batches", device=self.device)
+        ramp = config.sparsity_ramp * steps
+
+        def learn(variables: Tensor, gate_logit: Tensor, part: range) -> None:
+            inputs, edge_price = samples.inputs[:, variables], price[:, :, variables]
+
+            def loss(step: int) -> Tensor:
+                self.report(stage, step + 1, steps)
+                drawn = (1, config.batch_size)
+                batch = torch.randint(len(inputs), drawn, generator=generator, device=self.device)
+                team_reward, ramped = samples.team_reward[batch], edge_price * min(step / ramp, 1)
+                return self.structure_loss(heads, inputs[batch], team_reward, gate_logit, ramped, generator)
+
+            rates = [(heads.parameters, config.learning_rate), ([gate_logit], config.gate_learning_rate)]
+            minimise(loss, rates, part, steps, config.warm_up)
+
+        learn(variables, gate_logit, range(steps // 2))
+        kept = (open_probability(gate_logit.detach()).amax((0, 1)) > CLOSED).nonzero().squeeze(1)
+        heads.keep_variables(kept)
+        variables, gate_logit = variables[kept], gate_logit.detach()[:, :, kept].requires_grad_()
+        learn(variables, gate_logit, range(steps // 2, steps))
+        gate_logit = gate_logit.detach()
+        probability = torch.zeros_like(price)
+        probability[:, :, variables] = open_probability(gate_logit)
+        predicted = heads.predict(samples.heldout_inputs[:, variables], mean_gates(gate_logit)).sum(1)
+        return probability, max(r_squared(member, samples.heldout_team_reward) for member in predicted)
+
+    @staticmethod
+    def _by_ownership(samples: Samples, own: float, nobodys: float, anothers: float) -> Tensor:
+        """A value for each edge by whose variable it starts from: [N, V]."""
+        return torch.where(samples.own, own, torch.where(samples.shared, nobodys, anothers))
+
+    def _fit_functions(
+        self,
+        samples: Samples,
+        masks: Tensor,
+        tie_weight: Tensor,
+        rows: tuple[Tensor, Tensor],
+        steps: int,
+        stage: str,
+    ) -> "FittedFunctions":
+        """Reward functions on the edges of `masks` [M, N, V], member m on its own rows of the samples."""
+        masks = self.open_shared_parents(samples, masks)
+        variables = masks.any(0).any(0).nonzero().squeeze(1)
+        gates = masks[:, :, variables].float()
+        inputs = samples.inputs[:, variables]
+        heads = RewardHeads(
+            gates.sum(2),
+            len(variables),
+            self.config.width,
+            self.config.refit_depth,
+            stream(self.seed, "macca", stage, "init"),
+            self.device,
+        )
+        generator = stream(self.seed, "macca", stage, "batches", device=self.device)
+        available, size = rows
+
+        def loss(step: int) -> Tensor:
+            self.report(stage, step + 1, steps)
+            shape = (len(masks), self.config.refit_batch_size)
+            draw = torch.randint(2**62, shape, generator=generator, device=self.device)
+            batch = available.gather(1, draw % size[:, None])  # [M, B]
+            return self.refit_loss(
+                heads, inputs[batch], samples.team_reward[batch], gates.unsqueeze(1), tie_weight
+            )
+
+        rates = [(heads.parameters, self.config.refit_learning_rate)]
+        minimise(loss, rates, range(steps), steps, self.config.warm_up)
+        return FittedFunctions(heads, gates, variables)
+
+
+@dataclass(frozen=True)
+class FittedFunctions:
+    """Refitted reward functions with the edges they use."""
+
+    heads: RewardHeads
+    gates: Tensor  # [M, N, used]
+    variables: Tensor  # [used] int64, which of the V variables
+    centre: Tensor | float = 0.0  # [M, N, 1] mean over the fitted transitions: constants are not identifiable
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Rewards [M, N, n] of `inputs` [n, V]."""
+        return self.heads.predict(inputs[:, self.variables], self.gates) - self.centre

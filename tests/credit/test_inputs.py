@@ -1,0 +1,80 @@
+import torch
+
+from offmarl.credit.inputs import NOBODY, input_layout, transition_inputs
+from offmarl.credit.samples import prepare, split_episodes
+from offmarl.data.table import Transitions
+from offmarl.envs.base import EnvSpec
+
+
+def _discrete() -> Transitions:
+    """Two agents of different widths and choices; 12 episodes of 3 transitions, every number tells its place."""
+    spec = EnvSpec(
+        id="toy",
+        agents=("a", "b"),
+        groups=(("a", "b"),),
+        action_type="discrete",
+        obs_names=(("x", "y"), ("x",)),
+        action_names=(("stay", "go"), ("stay", "go", "wait")),
+        horizon=3,
+    )
+    rows = torch.arange(48)
+    obs = torch.stack([torch.stack([rows, rows + 0.5], 1), torch.stack([-rows, 0 * rows], 1)], 1).float()
+    action = torch.stack([rows % 2, rows % 3], 1)
+    truncated = (rows % 4 == 2).float()
+    arrays = {"obs": obs, "action": action, "team_reward": rows.float(), "terminated": 0 * truncated}
+    return Transitions.from_arrays(spec, arrays | {"truncated": truncated}, torch.arange(13) * 4)
+
+
+def test_observations_actions_and_successors_have_names_owners_and_no_padding():
+    transitions = _discrete()
+    layout = input_layout(transitions.spec)
+    assert layout.names == (
+        *("a.x", "a.y", "b.x", "a.stay", "a.go", "b.stay", "b.go", "b.wait"),
+        *("next.a.x", "next.a.y", "next.b.x"),
+    )
+    assert layout.owner.tolist() == [0, 0, 1, 0, 0, 1, 1, 1, 0, 0, 1]
+    inputs = transition_inputs(transitions, torch.tensor([5]))
+    assert inputs.tolist() == [[5, 5.5, -5, 0, 1, 0, 0, 1, 6, 6.5, -6]]
+
+
+def test_an_owned_state_takes_the_place_of_observations(scm):
+    transitions, _ = scm
+    layout = input_layout(transitions.spec)
+    spec = transitions.spec
+    assert layout.names[: spec.state_dim] == spec.state_names
+    assert set(layout.owner.tolist()) == {NOBODY, 0, 1, 2}
+    assert layout.shared.sum() == 2 * 6
+    assert all(name in layout.names for cause in spec.causes for name in cause)
+    row = transitions.transition_rows[30]
+    inputs = transition_inputs(transitions, row[None])[0]
+    assert inputs[: spec.state_dim].equal(transitions.column("state")[row])
+    assert inputs[-spec.state_dim :].equal(transitions.column("state")[row + 1])
+
+
+def test_the_split_keeps_episodes_whole_and_is_a_partition(scm):
+    transitions, _ = scm
+    train, episode, heldout = split_episodes(transitions, 0.1, 10**9, seed=0)
+    assert sorted(train.tolist() + heldout.tolist()) == transitions.transition_rows.tolist()
+    steps = transitions.spec.horizon + 1
+    assert not set((train // steps).tolist()) & set((heldout // steps).tolist())
+    assert len(heldout) == len(transitions) // 10
+    assert (train // steps)[episode == 7].unique().numel() == 1
+
+
+def test_a_limit_on_transitions_is_kept_by_leaving_out_episodes(scm):
+    transitions, _ = scm
+    train, episode, _ = split_episodes(transitions, 0.1, 1_000, seed=0)
+    assert len(train) == 1_000
+    assert episode.max() == 39
+
+
+def test_constants_are_left_out_and_the_rest_is_standardised():
+    samples = prepare(_discrete(), 0.25, 10**9, 0, torch.device("cpu"))
+    assert len(samples.scale.varying) == 11
+    assert torch.allclose(samples.inputs.mean(0), torch.zeros(11), atol=1e-5)
+    assert torch.allclose(samples.inputs.std(0), torch.ones(11), atol=1e-5)
+    transitions = _discrete()
+    transitions.column("obs")[:, 0, 1] = 3.25
+    samples = prepare(transitions, 0.25, 10**9, 0, torch.device("cpu"))
+    assert samples.scale.varying.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 10]
+    assert samples.inputs.isfinite().all()

@@ -1,0 +1,244 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from recording import QUICK, record
+
+from offmarl.credit.base import Credit
+from offmarl.credit.diagnosis import agreement_with_truth
+from offmarl.credit.macca import Macca, MaccaConfig
+from offmarl.data.table import Transitions
+from offmarl.errors import UsageError
+from offmarl.settings import configure
+
+
+def split(transitions: Transitions, config: MaccaConfig, seed: int = 0) -> Credit:
+    decomposer = Macca(transitions.spec, config, seed)
+    decomposer.fit(transitions)
+    return decomposer.assign(transitions)
+
+
+def agreement(credit: Credit, transitions: Transitions, truth: torch.Tensor) -> dict[str, float | None]:
+    rows = credit.heldout_rows
+    team_reward = transitions.column("team_reward")[rows]
+    causes = transitions.spec.causes
+    return agreement_with_truth(
+        credit.reward[rows],
+        truth[rows],
+        team_reward,
+        credit.masks,
+        credit.input_names,
+        causes,
+        credit.fallback,
+    )
+
+
+def changed(transitions: Transitions, column: str, change) -> Transitions:
+    """The same table with one column changed."""
+    copy = replace(transitions, row=transitions.row.clone())
+    values = copy.column(column)
+    values.copy_(change(values.clone()))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def recovered(scm) -> Credit:
+    return split(scm[0], MaccaConfig(**QUICK))
+
+
+def test_causes_and_rewards_are_recovered(scm, recovered):
+    found = agreement(recovered, *scm)
+    assert not recovered.fallback, recovered.reason
+    assert found["f1"] >= 0.95
+    assert found["pearson"] >= 0.95
+    assert found["skill"] >= 0.85
+    assert found["hijack"] == 0
+    assert recovered.metrics["fit_r2"] > 0.85
+    assert [agent.verdict for agent in recovered.agents] == ["identified"] * 3
+    assert all(agent.reproducibility > 0.97 for agent in recovered.agents)
+
+
+def test_rewards_add_up_to_the_teams(scm, recovered):
+    transitions, _ = scm
+    team_reward = transitions.column("team_reward")
+    error = (recovered.reward.sum(1) - team_reward)[transitions.transition_rows].abs().max()
+    assert error <= 1e-5 * team_reward.abs().max()
+
+
+def test_the_last_row_of_an_episode_earns_nothing(scm, recovered):
+    transitions, _ = scm
+    ends = transitions.episode_start[1:] - 1
+    assert not recovered.reward[ends].any()
+    assert not recovered.std[ends].any()
+    assert recovered.reward.isfinite().all()
+
+
+def test_without_the_exact_sum_the_residual_stays(scm, hasty):
+    transitions, _ = scm
+    credit = split(transitions, replace(hasty, exact_sum=False, fallback=False))
+    residual = (credit.reward.sum(1) - transitions.column("team_reward"))[transitions.transition_rows]
+    assert residual.std() > 0.1
+    assert abs(residual.mean()) < 0.2 * residual.std()  # the constant is shared out all the same
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_a_different_one(scm, hasty):
+    transitions, _ = scm
+    config = replace(hasty, fallback=False)
+    first, again, other = (split(transitions, config, seed).reward for seed in (3, 3, 4))
+    assert first.equal(again)
+    assert not first.equal(other)
+
+
+def test_scaling_and_shifting_the_reward_scales_and_shifts_the_answer(scm, hasty):
+    transitions, _ = scm
+    config = replace(hasty, fallback=False)
+    plain = split(transitions, config).reward
+    doubled = split(changed(transitions, "team_reward", lambda reward: 4 * reward), config).reward
+    assert torch.allclose(doubled, 4 * plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_column_changes_nothing(scm, hasty):
+    transitions, _ = scm
+    spec = transitions.spec
+    wider = spec.model_copy(
+        update={
+            "state_names": (*spec.state_names, "global.constant"),
+            "state_owner": (*spec.state_owner, -1),
+            "causes": None,
+        }
+    )
+    columns = ("obs", "action", "team_reward", "terminated", "truncated")
+    arrays = {name: transitions.column(name) for name in columns}
+    state = transitions.column("state")
+    arrays["state"] = torch.cat([state, torch.full((len(state), 1), 7.0)], 1)
+    with_constant = Transitions.from_arrays(wider, arrays, transitions.episode_start)
+    config = replace(hasty, fallback=False)
+    credit = split(with_constant, config)
+    # Not bit for bit: the means of a wider matrix are summed in another order.
+    assert torch.allclose(credit.reward, split(transitions, config).reward, atol=1e-3)
+    assert not credit.masks[:, credit.input_names.index("global.constant")].any()
+
+
+def test_what_agents_are_taught_with_is_never_looked_at(scm, hasty):
+    transitions, truth = scm
+    config = replace(hasty, fallback=False)
+    informed = split(transitions.with_reward(truth), config).reward
+    assert informed.equal(split(transitions, config).reward)
+
+
+def test_exchanging_two_agents_exchanges_the_answer(scm, quick, recovered):
+    transitions, _ = scm
+    order = [2, 0, 1]
+    spec = transitions.spec
+    dims = torch.tensor(
+        [dim for agent in order for dim in range(6 * agent, 6 * agent + 6)] + list(range(18, 24))
+    )
+    arrays = {name: transitions.column(name) for name in ("team_reward", "terminated", "truncated")}
+    arrays |= {name: transitions.column(name)[:, order] for name in ("obs", "action")}
+    arrays["state"] = transitions.column("state")[:, dims]
+    exchanged = Transitions.from_arrays(
+        spec.model_copy(update={"causes": None}), arrays, transitions.episode_start
+    )
+    credit = split(exchanged, quick)
+    for place, agent in enumerate(order):
+        together = torch.stack([credit.reward[:, place], recovered.reward[:, agent]])
+        assert torch.corrcoef(together)[0, 1] > 0.95
+        names = {credit.input_names[k] for k in credit.masks[place].nonzero().squeeze(1)}
+        expected = {recovered.input_names[k] for k in recovered.masks[agent].nonzero().squeeze(1)}
+        assert {n.replace(f"agent_{place}", f"agent_{agent}") for n in names} == expected
+
+
+def test_a_shared_reward_is_split_equally_and_said_so(scm):
+    transitions, _ = scm
+    credit = split(transitions, MaccaConfig(shared_reward=True))
+    rows = transitions.transition_rows
+    share = transitions.column("team_reward")[rows] / 3
+    assert torch.allclose(credit.reward[rows], share[:, None].expand(-1, 3))
+    assert credit.fallback
+    assert "paid the same, as declared" in credit.reason
+    assert credit.agents[0].verdict == "shared reward: equal split is exact"
+    by_environment = replace(transitions, spec=transitions.spec.model_copy(update={"shared_reward": True}))
+    assert "by the environment" in split(by_environment, MaccaConfig()).reason
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"), [("team_reward", "the team reward is constant"), ("state", "no variable")]
+)
+def test_nothing_to_explain_falls_back_with_the_reason(scm, hasty, column, reason):
+    transitions, _ = scm
+    constant = changed(transitions, column, torch.zeros_like)
+    if column == "state":
+        constant = changed(constant, "action", torch.zeros_like)
+        reason = "every observation and action is constant"
+    credit = split(constant, hasty)
+    assert credit.fallback
+    assert reason in credit.reason
+
+
+def test_a_reward_that_nothing_explains_falls_back(scm, quick):
+    transitions, _ = scm
+    noise = changed(
+        transitions, "team_reward", lambda reward: torch.randn(reward.shape, generator=torch.Generator())
+    )
+    credit = split(noise, replace(quick, structure_steps=300))
+    assert credit.fallback
+    assert credit.reason
+    rows = transitions.transition_rows
+    assert torch.allclose(credit.reward[rows, 0], noise.column("team_reward")[rows] / 3)
+
+
+def test_too_few_episodes_fall_back(scm, hasty):
+    credit = split(scm[0].episodes(range(5)), hasty)
+    assert credit.fallback
+    assert "5 episodes are too few" in credit.reason
+
+
+def test_episodes_of_unequal_length_are_fine(scm, hasty):
+    transitions, _ = scm
+    starts = transitions.episode_start
+    uneven = torch.cat([starts[:1], starts[2::3], starts[-1:]]).unique()
+    names = ("obs", "state", "action", "team_reward", "terminated", "truncated")
+    arrays = {name: transitions.column(name) for name in names}
+    table = Transitions.from_arrays(transitions.spec, arrays, uneven)
+    credit = split(table, replace(hasty, fallback=False))
+    assert credit.reward.isfinite().all()
+
+
+def test_discrete_actions_and_observed_inputs_are_decomposed():
+    """Two agents paid for their choice, one of them only where its observation is positive."""
+    transitions, _ = record("scm_a", 10_000, options={"agents": 2})
+    spec = transitions.spec
+    choices = ("stay", "go", "wait")
+    update = {
+        "action_type": "discrete",
+        "action_names": (choices,) * 2,
+        "obs_names": (("x", "y"),) * 2,
+        "state_names": (),
+        "state_owner": (),
+        "causes": None,
+    }
+    obs = transitions.column("obs")[:, :, :2].clone()
+    action = torch.randint(3, obs.shape[:2], generator=torch.Generator().manual_seed(0))
+    truth = torch.stack([(action[:, 0] == 1).float() * obs[:, 0, 0], 2.0 * (action[:, 1] == 2)], 1)
+    arrays = {name: transitions.column(name) for name in ("terminated", "truncated")}
+    arrays |= {"obs": obs, "action": action, "team_reward": truth.sum(1)}
+    groups = (("agent_0",), ("agent_1",))
+    table = Transitions.from_arrays(
+        spec.model_copy(update=update | {"groups": groups}), arrays, transitions.episode_start
+    )
+    credit = split(table, MaccaConfig(structure_steps=800, refit_steps=300, width=32, pruning_factors=()))
+    found = agreement(credit, table, truth)
+    assert found["skill"] > 0.95
+    names = [{credit.input_names[k] for k in mask.nonzero().squeeze(1)} for mask in credit.masks]
+    assert {"agent_0.x", "agent_0.go"} <= names[0]
+    assert "agent_1.wait" in names[1]
+    assert not any(name.startswith("agent_1") for name in names[0])
+
+
+def test_a_wrong_setting_is_refused():
+    with pytest.raises(UsageError, match="sparsity"):
+        configure(MaccaConfig, {"sparcity": 0.1}, "credit")
+    with pytest.raises(UsageError, match="heldout"):
+        configure(MaccaConfig, {"heldout": 1.5}, "credit")
+    with pytest.raises(UsageError, match="multiple of gate_groups"):
+        configure(MaccaConfig, {"batch_size": 100, "gate_groups": 8}, "credit")
