@@ -165,6 +165,7 @@ def _policy(
 def _given_policy(name: str, spec: EnvSpec, device: str) -> Policy:
     """The policy of `--policy`: a behaviour file, or a run of `offmarl train` (its first seed)."""
     path = Path(name).expanduser()
+    policy: Policy
     if path.suffix == ".safetensors":
         policy, trained_on = load_policy_file(path, device)
     else:

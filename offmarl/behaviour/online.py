@@ -44,6 +44,7 @@ class OnlineConfig:
     learning_rate: float = 3e-3
     gamma: float = 0.95  # OMAR (Pan et al. 2022), horizon 25
     tau: float = 0.01  # OMAR
+    policy_delay: int = 2  # critic updates per policy update; TD3; 1 learns faster at first and ends lower
     reward_sd: float = 0.3  # the standard deviation that rewards are scaled to
     action_penalty: float = 1e-3  # OMAR's code
     share: bool = True  # one network for all agents: learns faster a second than one for each
@@ -90,7 +91,12 @@ def behaviour_learner(spec: EnvSpec, config: OnlineConfig, seed: int, device: to
     }
     if spec.discrete:
         return make_learner("cql", spec, values | {"alpha": 0.0}, [seed], device)
-    values |= {"bc_weight": 0.0, "normalise_q": False, "action_penalty": config.action_penalty}
+    values |= {
+        "bc_weight": 0.0,
+        "normalise_q": False,
+        "action_penalty": config.action_penalty,
+        "policy_delay": config.policy_delay,
+    }
     return make_learner("td3bc", spec, values, [seed], device)
 
 

@@ -79,7 +79,8 @@ def decompose(
     Raises `UsageError` for an unknown method or setting, a reserved name, or a file that exists already and is
     not to be overwritten; `DataError` for an unfinished dataset.
     """
-    decomposer_class(method)  # a wrong method is told before a wrong name
+    # A wrong method or setting is told before a wrong name.
+    configure(decomposer_class(method).config_class, dict(values or {}), "credit")
     name = name or method
     _check_name(name, method)
     path = credit_path(dataset, name) if out is None else out / f"{name}.h5"
