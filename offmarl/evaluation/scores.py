@@ -67,7 +67,7 @@ class EvaluationReport:
 
     def columns(self) -> list[str]:
         """Header of the table."""
-        return ["learner", "rewards", "return [95 % CI]", "normalised", "agreement with truth", "seeds"]
+        return ["learner", "rewards", "return [95 % CI]", "score", "agreement", "seeds"]
 
     def rows(self) -> list[list[str]]:
         """The behaviour of each dataset, then the runs, best first."""
@@ -97,8 +97,8 @@ class EvaluationReport:
         """What a reader must know to read the table rightly."""
         first = self.evaluations[0]
         notes = [
-            "return: mean over the agents of an episode's summed reward; normalised: 0 = random, 100 = expert; "
-            "agreement: Pearson correlation of the rewards trained on with each agent's true reward"
+            "return: mean over the agents of an episode's summed reward; score: normalised, 0 = random, "
+            "100 = expert; agreement: correlation of the rewards trained on with each agent's true reward"
         ]
         if first.interval.over == "episodes":
             notes.append(
