@@ -1,6 +1,8 @@
 """The commands: parse, call one function of a stage, print."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="List, show and check datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+FIGURE_FORMATS = (".png", ".pdf", ".svg")
+STOPPED = 130  # exit code after Ctrl-C
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Write here instead of under $OFFMARL_HOME.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
@@ -81,26 +86,25 @@ def collect(
 
     terminal = Terminal(as_json)
     chosen = parse_settings(settings or [], ["env", "behaviour"])
-    dataset = collect_dataset(
-        CollectRequest(
-            env=env,
-            quality=quality,
-            transitions=steps,
-            num_envs=num_envs,
-            policy=policy,
-            free_riders=free_riders,
-            backend=backend,
-            name=name,
-            seed=seed,
-            out=out,
-            overwrite=overwrite,
-            device=_device(device),
-            env_options=chosen["env"],
-            behaviour=chosen["behaviour"],
-            command=_command_line(),
-        ),
-        terminal,
+    request = CollectRequest(
+        env=env,
+        quality=quality,
+        transitions=steps,
+        num_envs=num_envs,
+        policy=policy,
+        free_riders=free_riders,
+        backend=backend,
+        name=name,
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        device=_device(device),
+        env_options=chosen["env"],
+        behaviour=chosen["behaviour"],
+        command=_command_line(),
     )
+    with _stoppable("finished episodes are kept, and the same command goes on from there"):
+        dataset = collect_dataset(request, terminal)
     _print_dataset(terminal, dataset)
     where = dataset.card.id if out is None else str(dataset.folder)
     terminal.line(f"wrote {dataset.folder}")
@@ -182,22 +186,20 @@ def train(
         chosen["train"]["steps"] = steps
     source = find_dataset(dataset)
     _say_which(terminal, "dataset", dataset, source.card.id)
-    run = train_offline(
-        source,
-        TrainRequest(
-            learner=learner,
-            rewards=rewards,
-            seeds=tuple(range(seed, seed + seeds)),
-            learner_settings=chosen["learner"],
-            train_settings=chosen["train"],
-            out=out,
-            resume=resume,
-            overwrite=overwrite,
-            device=_device(device),
-            command=_command_line(),
-        ),
-        terminal,
+    request = TrainRequest(
+        learner=learner,
+        rewards=rewards,
+        seeds=tuple(range(seed, seed + seeds)),
+        learner_settings=chosen["learner"],
+        train_settings=chosen["train"],
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        device=_device(device),
+        command=_command_line(),
     )
+    with _stoppable("the same command with --resume goes on from the last checkpoint"):
+        run = train_offline(source, request, terminal)
     terminal.table(
         f"last metrics, mean over {seeds} seed{'s' if seeds > 1 else ''}",
         ["metric", "value"],
@@ -231,6 +233,8 @@ def evaluate(
     from offmarl.evaluation.scores import evaluate_runs, runs_to_evaluate
 
     terminal = Terminal(as_json)
+    if figure is not None and figure.suffix not in FIGURE_FORMATS:
+        raise UsageError(f"--figure {figure}: expected a name that ends in {', '.join(FIGURE_FORMATS)}")
     env_options = parse_settings(settings or [], ["env"])["env"]
     runs = runs_to_evaluate(run or [], dataset)
     if not run and dataset is None:
@@ -272,19 +276,19 @@ def data_ls(as_json: Json = False) -> None:
 
     terminal = Terminal(as_json)
     found = list_datasets()
-    readable = [Dataset.open(entry.folder) for entry in found if entry.card is not None]
+    readable = {entry.id: Dataset.open(entry.folder) for entry in found if entry.card is not None}
     terminal.table(
         f"datasets in {datasets_folder()}",
         ["id", "transitions", "episodes", "return", "credit"],
         [
             [
-                dataset.id,
+                dataset_id,
                 f"{dataset.card.transitions:,}",
                 f"{dataset.card.episodes:,}",
                 f"{dataset.card.statistics['return']['mean']:.1f}",
                 ", ".join(credit_names(dataset)) or "-",
             ]
-            for dataset in readable
+            for dataset_id, dataset in readable.items()
         ],
     )
     damaged = [entry for entry in found if entry.card is None]
@@ -292,7 +296,9 @@ def data_ls(as_json: Json = False) -> None:
         terminal.line(f"{entry.id}: {entry.problem}")
     terminal.json(
         {
-            "datasets": [_card_summary(dataset) for dataset in readable],
+            "datasets": [
+                _card_summary(dataset) | {"id": dataset_id} for dataset_id, dataset in readable.items()
+            ],
             "damaged": [{"id": entry.id, "problem": entry.problem} for entry in damaged],
         }
     )
@@ -358,6 +364,21 @@ def _device(name: str) -> str:
     return name
 
 
+class _StoppedError(OffmarlError):
+    """A person pressed Ctrl-C."""
+
+    exit_code = STOPPED
+
+
+@contextmanager
+def _stoppable(what_now: str) -> Iterator[None]:
+    """Tell whoever presses Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise _StoppedError(f"stopped: {what_now}") from error
+
+
 def _command_line() -> str:
     return " ".join(["offmarl", *sys.argv[1:]])
 
@@ -410,12 +431,11 @@ def main() -> None:
     """Run the command line; errors are one line on standard error."""
     try:
         code = app(standalone_mode=False)
+        if code == STOPPED:  # the parser turns Ctrl-C into this code
+            raise _StoppedError("stopped")
     except OffmarlError as error:
         print(f"offmarl: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("offmarl: stopped", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         print(f"offmarl: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """The terminal: progress bars and tables for people, one JSON object for programs."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from offmarl.reporter import Progress as ProgressCallback
+
+UNBOUNDED = 10_000  # columns
 
 
 class _RateColumn(ProgressColumn):
@@ -75,16 +78,24 @@ class Terminal:
         """A table for a person; with `--json` nothing."""
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left", header_style="bold")
+        named = any(columns)
+        table = Table(title=title, title_justify="left", header_style="bold", show_header=named)
         for index, column in enumerate(columns):
             numbers = all(row[index][:1] in "-0123456789" for row in rows)  # true of empty cells too
             last = index == len(columns) - 1  # the only one that may take several lines
             table.add_column(
-                column, justify="right" if numbers else "left", no_wrap=not last, overflow="fold"
+                column,
+                justify="right" if numbers else "left",
+                no_wrap=not last,
+                overflow="fold",
+                min_width=len(column),
             )
         for row in rows:
             table.add_row(*row)
-        self.out.print(table)
+        width = None
+        if not self.out.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no right edge
+            width = self.out.measure(table, options=self.out.options.update(width=UNBOUNDED)).maximum
+        self.out.print(table, width=width)
 
     def line(self, text: str) -> None:
         """A line of the result for a person; with `--json` nothing."""

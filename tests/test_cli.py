@@ -14,7 +14,7 @@ COLLECT = (
     "collect --env mpe_targets --set env.agents=2 --free-riders 1 --steps 3000 --num-envs 40 "
     "--set behaviour.steps=300 --set behaviour.warm_up=50 --set behaviour.num_envs=32 --name " + DATASET
 )
-FAST_CREDIT = "--set credit.structure_steps=150 --set credit.refit_steps=80"
+FAST_CREDIT = "--set credit.structure_steps=150 --set credit.refit_steps=80 --set credit.pruning_factors=[]"
 
 
 def offmarl(command: str, home: Path) -> subprocess.CompletedProcess:

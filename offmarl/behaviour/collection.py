@@ -1,5 +1,6 @@
 """The stage `collect`: find or train a behaviour policy, then record its episodes as a dataset."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from offmarl.behaviour.qualities import QUALITIES, TRAINED, TaskKey, TrainedBeha
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.behaviour.scripted import scripted_policy
 from offmarl.behaviour.tuning import tuned
-from offmarl.behaviour.wrappers import FreeRiders, NoisyPolicy
+from offmarl.behaviour.wrappers import FreeRiders, NoisyPolicy, check_free_riders
 from offmarl.data.catalog import datasets_folder, reference_returns
 from offmarl.data.collect import collect
 from offmarl.data.record import EpisodeRecorder
 from offmarl.data.schema import check_id
 from offmarl.data.store import Dataset, partial_folder
-from offmarl.data.writer import Writer
+from offmarl.data.writer import Writer, check_replaceable
 from offmarl.envs.base import EnvSpec, Policy
 from offmarl.errors import DataError, UsageError, unknown_name
 from offmarl.reporter import Reporter
@@ -59,20 +60,30 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
     if request.quality not in QUALITIES:
         raise unknown_name("quality", request.quality, QUALITIES)
     task = TaskKey(request.env, request.backend, request.env_options or {}, request.device)
-    dataset_id = request.name or default_id(request)
-    folder = request.out or datasets_folder() / check_id(dataset_id)
+    with task.make(1) as probe:
+        spec = probe.spec
+    dataset_id = check_id(request.name or default_id(request))
+    folder = request.out or datasets_folder() / dataset_id
+    check_replaceable(folder)
     if folder.exists() and not request.overwrite:
         raise UsageError(
             f"{folder} exists already: --overwrite replaces it, "
             f"--name {_next_version(dataset_id)} writes beside it"
         )
-    with task.make(1) as probe:
-        spec = probe.spec
+    if request.free_riders:
+        check_free_riders(request.free_riders, spec)
+        if request.policy is None and request.quality == "medium-replay":
+            raise UsageError("--free-riders: medium-replay is what training saw; choose another --quality")
     config = configure(OnlineConfig, {**tuned(spec), **(request.behaviour or {})}, "behaviour")
-    transitions = request.transitions or (SLOW_TRANSITIONS if _slow(spec) else DEFAULT_TRANSITIONS)
-    reporter.say(f"collect {transitions:,} transitions of {spec.id}, {_label(request)}, into {folder}")
-
     needs_training = request.policy is None and request.quality in TRAINED
+    if needs_training:
+        config.check()
+    transitions = request.transitions or (SLOW_TRANSITIONS if _slow(spec) else DEFAULT_TRANSITIONS)
+    amount = f"{transitions:,} transitions"
+    if request.quality == "medium-replay" and request.policy is None and request.transitions is None:
+        amount = "everything that training saw"
+    reporter.say(f"collect {amount} of {spec.id}, {_label(request)}, into {folder}")
+
     trained = trained_behaviour(task, config, request.seed, reporter) if needs_training else None
     provenance = {
         "command": request.command,
@@ -216,8 +227,6 @@ def _record_training(
     reporter: Reporter,
 ) -> Dataset:
     """`medium-replay`: train once more to where the medium policy was taken, and keep every finished episode."""
-    if request.free_riders:
-        raise UsageError("--free-riders: medium-replay is what training saw; choose another --quality")
     with task.make(config.num_envs) as env:
         writer = Writer(
             folder,
@@ -228,7 +237,9 @@ def _record_training(
             overwrite=request.overwrite or partial_folder(folder).exists(),  # a replay cannot be resumed
         )
         with writer, reporter.bar(f"replay {dataset_id}") as progress:
-            recorder = EpisodeRecorder(env, writer, most=request.transitions)
+            seen = trained.medium_step * env.num_envs
+            share = min((request.transitions or seen) / seen, 1.0)
+            recorder = EpisodeRecorder(env, writer, copies=math.ceil(share * env.num_envs))
             train_online(env, env, config, request.seed, progress, recorder, until=trained.medium_step)
     dataset = Dataset.open(folder)
     if request.transitions and dataset.card.transitions < request.transitions:

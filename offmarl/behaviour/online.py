@@ -7,15 +7,17 @@ of the published expert data (516.8) in half a minute of one core.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.behaviour.replay import ReplayBuffer
 from offmarl.behaviour.wrappers import NoisyPolicy
 from offmarl.envs.base import Environment, EnvSpec, Frame, Step
-from offmarl.errors import OffmarlError
+from offmarl.errors import OffmarlError, UsageError
 from offmarl.evaluation.rollout import rollout
 from offmarl.learners.base import Learner
 from offmarl.learners.registry import make_learner
@@ -23,6 +25,7 @@ from offmarl.reporter import Progress
 from offmarl.streams import stream, stream_seed
 from offmarl.training.memory import keep_freed_memory
 
+Count = Annotated[int, Field(ge=1)]
 # What one step of all copies produced: the frame acted on, the joint action, what came of it.
 OnStep = Callable[[Frame, Tensor, Step], None]
 
@@ -31,15 +34,19 @@ OnStep = Callable[[Frame, Tensor, Step], None]
 class OnlineConfig:
     """Settings of online training. Values were measured on the papers' spread task unless another source is named."""
 
-    steps: int = 3_000  # of all copies together, one update each
-    num_envs: int = 64
-    warm_up: int = 200  # steps of uniform actions before the first update; they also scale the rewards
-    noise: float = 0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
-    exploration: float = 0.1  # share of random choices where actions are discrete
-    batch_rows: int = 1_024  # agents' transitions in a batch, of all agents together
-    capacity: int = 1_000_000  # agents' transitions kept
-    checkpoint_every: int = 50  # learning jumps within 200 steps
-    evaluation_episodes: int = 128  # for each checkpoint
+    steps: Count = 3_000  # of all copies together, one update each
+    num_envs: Count = 64
+    warm_up: Count = 200  # steps of uniform actions before the first update; they also scale the rewards
+    noise: Annotated[float, Field(ge=0)] = (
+        0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
+    )
+    exploration: Annotated[float, Field(ge=0, le=1)] = (
+        0.1  # share of random choices where actions are discrete
+    )
+    batch_rows: Count = 1_024  # agents' transitions in a batch, of all agents together
+    capacity: Count = 1_000_000  # agents' transitions kept
+    checkpoint_every: Count = 50  # learning jumps within 200 steps
+    evaluation_episodes: Count = 128  # for each checkpoint
     hidden: tuple[int, ...] = (64, 64)
     learning_rate: float = 3e-3
     gamma: float = 0.95  # OMAR (Pan et al. 2022), horizon 25
@@ -48,6 +55,15 @@ class OnlineConfig:
     reward_sd: float = 0.3  # the standard deviation that rewards are scaled to
     action_penalty: float = 1e-3  # OMAR's code
     share: bool = True  # one network for all agents: learns faster a second than one for each
+
+    def check(self) -> None:
+        """Raise `UsageError` for settings under which no policy would come out of training."""
+        first = (self.warm_up // self.checkpoint_every + 1) * self.checkpoint_every
+        if self.steps < first:
+            raise UsageError(
+                f"behaviour.steps={self.steps}: the first checkpoint comes at step {first} "
+                f"(behaviour.warm_up={self.warm_up}, behaviour.checkpoint_every={self.checkpoint_every})"
+            )
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ _FIELDS = ("random_return", "expert_return", "medium_return", "medium_step", "ex
 def _train(
     task: TaskKey, env: Environment, config: OnlineConfig, seed: int, folder: Path, reporter: Reporter
 ) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # a disk that refuses is found out before the training
     with task.make(config.evaluation_episodes) as evaluation_env:
         random_return = random_reference(evaluation_env, seed)
         with reporter.bar(f"train behaviour ({task.env})") as progress:

@@ -45,6 +45,12 @@ class NoisyPolicy:
         return self.policy.annotations()
 
 
+def check_free_riders(count: int, spec: EnvSpec) -> None:
+    """Raise `UsageError` unless `count` agents of the task can ride free."""
+    if not 0 < count <= spec.n_agents:
+        raise UsageError(f"--free-riders {count}: expected 1 to {spec.n_agents} (the agents of {spec.id})")
+
+
 class FreeRiders:
     """In every episode `count` agents, drawn anew, act at random; the rest follow the policy.
 
@@ -52,10 +58,7 @@ class FreeRiders:
     """
 
     def __init__(self, policy: Policy, spec: EnvSpec, count: int) -> None:
-        if not 0 < count <= spec.n_agents:
-            raise UsageError(
-                f"--free-riders {count}: expected 1 to {spec.n_agents} (the agents of {spec.id})"
-            )
+        check_free_riders(count, spec)
         self.policy = policy
         self.random = RandomPolicy(spec)
         self.count = count

@@ -7,7 +7,8 @@ A credit file lies in the folder `credit/` of its dataset: `NAME.h5` holds the a
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +24,10 @@ from offmarl.atomic import replacing, write_json
 from offmarl.credit.base import AgentVerdict, Credit, Progress
 from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.registry import decomposer_class, make_decomposer
+from offmarl.data.hdf5 import DAMAGE
 from offmarl.data.load import load_transitions
 from offmarl.data.store import Dataset
+from offmarl.data.validate import require_valid
 from offmarl.errors import DataError, UsageError
 from offmarl.settings import configure
 
@@ -77,7 +80,7 @@ def decompose(
 
     The true rewards, where the dataset has them, are read after the fit and only to say how well it did.
     Raises `UsageError` for an unknown method or setting, a reserved name, or a file that exists already and is
-    not to be overwritten; `DataError` for an unfinished dataset.
+    not to be overwritten; `DataError` for an unfinished or damaged dataset.
     """
     # A wrong method or setting is told before a wrong name.
     configure(decomposer_class(method).config_class, dict(values or {}), "credit")
@@ -90,6 +93,7 @@ def decompose(
         )
     if not dataset.card.complete:
         raise DataError(f"{dataset.folder} is not finished: resume the collection before decomposing it")
+    require_valid(dataset)
     started = time.perf_counter()
     decomposer = make_decomposer(method, dataset.spec, dict(values or {}), seed, device, progress)
     transitions = load_transitions(dataset, device)
@@ -124,8 +128,7 @@ def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
             )
         return _zero_at_ends(dataset, dataset.read("agent_reward").float())
     path = _find(dataset, name)
-    with _open(path) as file:
-        _check_belongs(file, path, dataset)
+    with _opened(path, dataset) as file:
         reward = torch.from_numpy(file["reward"][:])
     if not bool(reward.isfinite().all()):
         raise DataError(f"{path}: array 'reward' holds values that are not finite; decompose again")
@@ -135,8 +138,7 @@ def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
 def read_credit(dataset: Dataset, name: str | Path) -> Credit:
     """Read a credit file with everything a figure needs. Raises like `rewards_for`."""
     path = _find(dataset, name)
-    with _open(path) as file:
-        _check_belongs(file, path, dataset)
+    with _opened(path, dataset) as file:
         about = json.loads(file.attrs["about"])
 
         def array(key: str) -> Tensor | None:
@@ -168,8 +170,7 @@ def agreement(dataset: Dataset, name: str | Path) -> dict[str, float | None] | N
         return None
     if name not in BUILT_IN:
         path = _find(dataset, name)
-        with _open(path) as file:
-            _check_belongs(file, path, dataset)
+        with _opened(path, dataset) as file:
             truth: dict[str, float | None] | None = json.loads(file.attrs["about"])["truth"]
         return truth
     rows = torch.ones(dataset.card.rows, dtype=torch.bool)
@@ -217,17 +218,17 @@ def _find(dataset: Dataset, name: str | Path) -> Path:
     return path
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _opened(path: Path, dataset: Dataset) -> Iterator[h5py.File]:
+    """Open a credit file of `dataset`; whatever cannot be read of it becomes a `DataError`."""
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"{path} is no readable HDF5 file ({error}): decompose again with --overwrite"
-        ) from error
-    if file.attrs.get("format") != FORMAT or "reward" not in file:
-        file.close()
-        raise DataError(f"{path} is no credit file: those are written by offmarl decompose")
-    return file
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT or "reward" not in file:
+                raise DataError(f"{path} is no credit file: those are written by offmarl decompose")
+            _check_belongs(file, path, dataset)
+            yield file
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged ({error}): decompose again with --overwrite") from error
 
 
 def _check_belongs(file: h5py.File, path: Path, dataset: Dataset) -> None:

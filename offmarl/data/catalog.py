@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import offmarl
 from offmarl.atomic import write_json
-from offmarl.data.schema import CARD_NAME, DatasetCard, check_id, read_card
+from offmarl.data.schema import CARD_NAME, DatasetCard, check_id
 from offmarl.data.store import PARTIAL, Dataset, partial_folder
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError, UsageError, unknown_name
@@ -82,7 +82,8 @@ def list_datasets() -> list[CatalogueEntry]:
         if any(part.endswith(PARTIAL) or part.startswith(".") for part in folder.relative_to(root).parts):
             continue
         try:
-            entries.append(CatalogueEntry(folder, read_card(folder)))
+            with Dataset.open(folder) as dataset:
+                entries.append(CatalogueEntry(folder, dataset.card))
         except DataError as error:
             entries.append(CatalogueEntry(folder, None, str(error)))
     return entries

@@ -19,6 +19,12 @@ EPISODE_GROUP = "episode"  # annotations, one entry an episode
 EPISODE_START = "episode_start"
 WAVES = "waves"  # root attribute of a part: whole waves of a collection in it
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+DAMAGE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+)  # what h5py raises where a file's inner links are broken
 
 
 def chunk_rows(arrays: Mapping[str, StoredArray]) -> int:
@@ -163,7 +169,7 @@ def open_file(path: Path) -> h5py.File:
         raise DataError(f"{path} is damaged: HDF5 cannot open it ({error})") from error
     try:
         kind, version = file.attrs.get("format"), file.attrs.get("schema_version")
-    except OSError as error:
+    except DAMAGE as error:
         file.close()
         raise DataError(f"{path} is damaged: {error}") from error
     if kind != FORMAT:

@@ -14,13 +14,13 @@ from offmarl.envs.base import Environment, Frame, Step
 class EpisodeRecorder:
     """Called with every step of E copies; appends an episode to `writer` as soon as it has ended.
 
-    With `most`, recording stops after the episode that reaches so many transitions.
+    Only the first `copies` are recorded, all by default: fewer thin a recording evenly from its start to its end.
     """
 
-    def __init__(self, env: Environment, writer: Writer, most: int | None = None) -> None:
+    def __init__(self, env: Environment, writer: Writer, copies: int | None = None) -> None:
         self.spec = env.spec
         self.writer = writer
-        self.most = most
+        self.copies = env.num_envs if copies is None else copies
         self.age = torch.zeros(
             env.num_envs, dtype=torch.int64, device=env.device
         )  # steps of the running episode
@@ -33,18 +33,14 @@ class EpisodeRecorder:
         self.history.append(frame_arrays(frame) | step_arrays(action, step, self.spec.has_agent_reward))
         self.age += 1
         ended = step.done.nonzero().squeeze(1)
-        for length in self.age[ended].unique().tolist():
-            self._append(ended[self.age[ended] == length], int(length), step)
+        recorded = ended[ended < self.copies]
+        for length in self.age[recorded].unique().tolist():
+            self._append(recorded[self.age[recorded] == length], int(length), step)
         self.age[ended] = 0
         self.history = self.history[len(self.history) - int(self.age.max()) :]
 
     def _append(self, copies: Tensor, length: int, step: Step) -> None:
         """Write the episodes of `copies`, which have all just ended after `length` steps."""
-        if self.most is not None:
-            missing = self.most - self.writer.transitions
-            copies = copies[: max(-(-missing // length), 0)]
-        if not len(copies):
-            return
         last = {name: torch.zeros_like(values) for name, values in self.history[-1].items()}
         last |= frame_arrays(step.successor)
         entries = [*self.history[-length:], last]

@@ -6,11 +6,12 @@ Shapes: R rows, E episodes, N agents, O observation, A action dimensions, K disc
 import json
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from offmarl.envs.base import EnvSpec
@@ -102,6 +103,30 @@ class DatasetCard(BaseModel):
         if not ID_GRAMMAR.fullmatch(value):
             raise ValueError("expected namespace/name-vN")
         return value
+
+    @field_validator("created")
+    @classmethod
+    def _dated(cls, value: str) -> str:
+        datetime.fromisoformat(value)
+        return value
+
+    @field_validator("references")
+    @classmethod
+    def _measured(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and value.keys() != {"random", "expert"}:
+            raise ValueError(f"expected 'random' and 'expert', not {', '.join(value) or 'nothing'}")
+        return value
+
+    @model_validator(mode="after")
+    def _summarised(self) -> "DatasetCard":
+        """What is complete says what its episodes earned."""
+        earned = self.statistics.get("return")
+        numbers = earned.values() if isinstance(earned, dict) else ()
+        if self.complete and not (
+            {"mean", "std", "min", "max"} <= set(earned or ()) and all(isinstance(n, float) for n in numbers)
+        ):
+            raise ValueError("statistics: 'return' needs the numbers mean, std, min and max")
+        return self
 
 
 def read_card(folder: Path) -> DatasetCard:

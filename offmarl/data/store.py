@@ -151,7 +151,7 @@ class Dataset:
             target = values[part.first_row + begin - first : part.first_row + end - first]
             try:
                 self._file(part)[name].read_direct(target, np.s_[begin:end])
-            except OSError as error:
+            except hdf5.DAMAGE as error:
                 raise DataError(
                     f"{part.path}: array '{name}' is damaged in rows {part.first_row + begin} to "
                     f"{part.first_row + end} ({error})"
@@ -201,15 +201,14 @@ def row_nbytes(array: StoredArray) -> int:
 def read_part(path: Path, first_row: int) -> Part:
     """Open a data file just to learn how much it holds. Raises `DataError` for a bad one."""
     with hdf5.open_file(path) as file:
-        start = file.get(hdf5.EPISODE_START)
-        if (
-            not isinstance(start, h5py.Dataset)
-            or start.ndim != 1
-            or len(start) < 1
-            or start.dtype.kind != "i"
-        ):
-            raise DataError(f"{path}: array 'episode_start' is missing, or is no list of row numbers")
-        return Part(path, first_row, start[:].astype(np.int64), int(file.attrs.get(hdf5.WAVES, 0)))
+        try:
+            start, waves = file.get(hdf5.EPISODE_START), int(file.attrs.get(hdf5.WAVES, 0))
+            rows = start[:] if isinstance(start, h5py.Dataset) else None
+        except hdf5.DAMAGE as error:
+            raise DataError(f"{path} is damaged at array 'episode_start': {error}") from error
+    if rows is None or rows.ndim != 1 or len(rows) < 1 or rows.dtype.kind != "i":
+        raise DataError(f"{path}: array 'episode_start' is missing, or is no list of row numbers")
+    return Part(path, first_row, rows.astype(np.int64), waves)
 
 
 def read_parts(folder: Path) -> list[Part]:
@@ -277,6 +276,11 @@ def _check_contents(dataset: Dataset) -> None:
             f"{folder}: array 'episode_start' ends at row {counted[0]} after {counted[1]} episodes, the card "
             f"says {card.rows} rows and {card.episodes} episodes"
         )
+    if card.transitions != card.rows - card.episodes:
+        raise DataError(
+            f"{folder}: the card says {card.transitions} transitions, its {card.rows} rows in {card.episodes} "
+            f"episodes hold {card.rows - card.episodes}"
+        )
     for part in dataset.parts:
         with hdf5.open_file(part.path) as file:
             for name, stored in card.arrays.items():
@@ -290,7 +294,7 @@ def _check_array(path: Path, file: h5py.File, name: str, shape: tuple[int, ...],
     """Raise `DataError` unless `file` holds the array with this shape and type."""
     try:
         array = file.get(name)
-    except (OSError, RuntimeError) as error:
+    except hdf5.DAMAGE as error:
         raise DataError(f"{path} is damaged at array '{name}': {error}") from error
     if not isinstance(array, h5py.Dataset):
         raise DataError(f"{path}: array '{name}' is missing")

@@ -78,6 +78,16 @@ def validate(dataset: "Dataset") -> list[Problem]:
     return list(problems.values())
 
 
+def require_valid(dataset: "Dataset") -> None:
+    """Raise `DataError` with the first problem of `dataset`, before anything is made of it."""
+    problems = validate(dataset)
+    if problems:
+        more = f" (and {len(problems) - 1} problems more)" if len(problems) > 1 else ""
+        raise DataError(
+            f"{dataset.folder}: {problems[0]}{more}; offmarl data validate {dataset.folder} lists them all"
+        )
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's contents."""
     with open(path, "rb") as file:

@@ -78,10 +78,12 @@ class Writer:
 
         `provenance` says how the data comes about (command, seed, behaviour ...) and `references` what random
         and expert policies earn; both go to the card. Raises `UsageError` for a bad id, or where a dataset
-        or an unfinished one stands and `overwrite` is false.
+        or an unfinished one stands and `overwrite` is false, or where something stands that is no dataset.
         """
         self._set_up(Path(folder), spec, overwrite)
         check_id(id)
+        for standing in (self.folder, self.partial):
+            check_replaceable(standing)
         if self.folder.exists() and not overwrite:
             raise UsageError(f"{self.folder} exists: choose another name, or overwrite it")
         if self.partial.exists() and not overwrite:
@@ -356,6 +358,13 @@ class Writer:
             Path(self._lock.name).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise `UsageError` where `folder` is something else than a dataset, which no flag may overwrite."""
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / CARD_NAME).exists():
+        raise UsageError(f"{folder} is no dataset, and would be lost: choose another folder")
 
 
 def _lock(partial: Path) -> IO[bytes] | None:

@@ -98,7 +98,7 @@ class Copies:
         if not isinstance(horizon, int) or horizon < 1:
             raise UsageError(
                 f"{self._source.module} does not say after how many steps an episode ends: "
-                "give the option horizon=..."
+                "--set env.horizon=25 cuts them there"
             )
         state_dim = 0
         if self._source.with_state:

@@ -16,6 +16,7 @@ from offmarl.credit.relabel import rewards_for
 from offmarl.data.catalog import runs_folder
 from offmarl.data.load import load_transitions
 from offmarl.data.store import Dataset
+from offmarl.data.validate import require_valid
 from offmarl.errors import UsageError
 from offmarl.learners.registry import learner_class, make_learner
 from offmarl.reporter import Reporter, Silent
@@ -94,6 +95,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     run = _existing(folder, record, request, reporter)
     if run is not None and run.status == "complete":
         return run
+    require_valid(dataset)
     rewards = rewards_for(dataset, request.rewards)
     transitions = load_transitions(dataset).with_reward(rewards).to(request.device)
     learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)

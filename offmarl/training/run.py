@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from offmarl.atomic import write_json
@@ -21,7 +21,28 @@ from offmarl.training.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
-_REQUIRED = ("id", "created", "status", "dataset", "env", "learner", "learner_config", "rewards", "seeds")
+
+
+class _Dataset(BaseModel):
+    """What a run was trained on."""
+
+    id: str
+    path: str
+    sha256: str
+
+
+class _Entries(BaseModel):
+    """What run.json must say for the run to be listed, evaluated or continued."""
+
+    id: str
+    created: str
+    status: str
+    dataset: _Dataset
+    env: dict[str, Any]
+    learner: str
+    learner_config: dict[str, Any]
+    rewards: str
+    seeds: Annotated[list[int], Field(min_length=1)]
 
 
 class RunFolder:
@@ -57,11 +78,17 @@ class RunFolder:
             raise DataError(f"{folder} is no run: it has no {RECORD_NAME}") from error
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DataError(f"{path} cannot be read as JSON: {error}") from error
-        missing = [name for name in _REQUIRED if not isinstance(record, dict) or name not in record]
-        if missing:
-            raise DataError(f"{path} is no record of a run: it has no '{missing[0]}'")
-        if record.get("schema_version", 0) > SCHEMA_VERSION:
-            raise DataError(f"{path} comes from a newer offmarl (schema {record['schema_version']}): upgrade")
+        if not isinstance(record, dict):
+            raise DataError(f"{path} is no record of a run: it holds a {type(record).__name__}")
+        version = record.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise DataError(f"{path} comes from a newer offmarl (schema {version}): upgrade")
+        try:
+            _Entries.model_validate(record)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise DataError(f"{path} is no record of a run: '{where}': {problem['msg']}") from error
         return cls(folder, record)
 
     @property

@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from offmarl.behaviour.collection import CollectRequest, collect_dataset, default_id
+from offmarl.behaviour.online import OnlineConfig
+from offmarl.behaviour.qualities import TaskKey, trained_behaviour
+from offmarl.data.record import EpisodeRecorder
+from offmarl.data.store import Dataset
+from offmarl.data.validate import validate
+from offmarl.data.writer import Writer
+from offmarl.envs.registry import make
+from offmarl.errors import UsageError
+from offmarl.reporter import Silent
+
+QUICK = {
+    "steps": 250,
+    "warm_up": 50,
+    "num_envs": 16,
+    "checkpoint_every": 50,
+    "evaluation_episodes": 32,
+    "batch_rows": 256,
+}
+OPTIONS = {"agents": 2}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFMARL_HOME", str(tmp_path))
+    return tmp_path
+
+
+def request(**changes) -> CollectRequest:
+    return CollectRequest(
+        **{
+            "env": "mpe_targets",
+            "transitions": 1_000,
+            "num_envs": 20,
+            "env_options": OPTIONS,
+            "behaviour": QUICK,
+        }
+        | changes
+    )
+
+
+def test_qualities_come_from_one_training_that_is_kept(home):
+    expert = collect_dataset(request(name="targets/expert-v0"), Silent())
+    medium = collect_dataset(request(quality="medium", name="targets/medium-v0"), Silent())
+    everything = request(quality="medium-replay", name="targets/medium-replay-v0", transitions=None)
+    replay = collect_dataset(everything, Silent())
+    assert len(list((home / "policies" / "mpe_targets").iterdir())) == 1, "trained once"
+
+    config = OnlineConfig(**QUICK)
+    trained = trained_behaviour(TaskKey("mpe_targets", "offmarl", OPTIONS, "cpu"), config, 0, Silent())
+    half_way = (trained.random_return + trained.expert_return) / 2
+    returns = [dataset.card.statistics["return"]["mean"] for dataset in (expert, medium, replay)]
+    assert returns[0] > returns[1]
+    assert abs(returns[1] - half_way) < 0.5 * (trained.expert_return - trained.random_return)
+    # Whole episodes of all copies until the medium policy was taken, warm-up included.
+    assert replay.card.transitions == trained.medium_step // 25 * 25 * QUICK["num_envs"]
+    thinned = collect_dataset(request(quality="medium-replay", name="targets/medium-replay-v1"), Silent())
+    assert 1_000 <= thinned.card.transitions < replay.card.transitions
+    for dataset in (expert, medium, replay, thinned):
+        assert validate(dataset) == []
+        assert dataset.card.references == trained.references
+
+
+def test_the_identity_of_free_riders_is_stored_but_not_as_an_array_of_the_data():
+    dataset = collect_dataset(request(quality="scripted", free_riders=1, behaviour={}), Silent())
+    idle = dataset.hidden["free_rider"].bool()  # [episodes, N]
+    assert (idle.sum(1) == 1).all()
+    assert "free_rider" not in dataset.card.arrays
+    rewards = dataset.read("agent_reward").view(-1, 26, 2).sum(1)  # [episodes, N]
+    assert rewards[~idle].mean() > 2 * rewards[idle].mean()
+
+
+def test_ids_say_what_departs_from_the_defaults():
+    plain = CollectRequest(env="mpe_spread")
+    assert default_id(plain) == "mpe_spread/expert-v0"
+    special = CollectRequest(
+        env="mpe_spread", quality="medium", free_riders=2, seed=3, env_options={"agents": 5}
+    )
+    assert default_id(special) == "mpe_spread/medium-free-riders-2-agents-5-seed-3-v0"
+
+
+def test_what_exists_is_not_replaced_unasked():
+    first = collect_dataset(request(quality="random"), Silent())
+    with pytest.raises(UsageError, match=r"--overwrite replaces it, --name .*-v1 writes beside it"):
+        collect_dataset(request(quality="random"), Silent())
+    again = collect_dataset(request(quality="random", overwrite=True), Silent())
+    assert again.card.sha256 == first.card.sha256
+
+
+def test_a_recorder_stores_what_the_environment_did(tmp_path):
+    with make("mpe_targets", 3, options={"agents": 2, "horizon": 4}) as env:
+        frame = env.reset(0)
+        seen, rewards = [], []
+        with Writer(tmp_path / "log", env.spec, id="test/log-v0") as writer:
+            recorder = EpisodeRecorder(env, writer)
+            for _ in range(10):  # two episodes and a half
+                action = torch.rand(3, 2, 2) * 2 - 1
+                step = env.step(action)
+                recorder(frame, action, step)
+                seen.append((frame.obs, step.successor.obs))
+                rewards.append(step.team_reward)
+                frame = step.frame
+    dataset = Dataset.open(tmp_path / "log")
+    assert dataset.card.episodes == 6
+    obs = dataset.read("obs").view(2, 3, 5, 2, -1)  # [round, E, T + 1, N, O]
+    for round_ in range(2):
+        for t in range(4):
+            assert torch.equal(obs[round_, :, t], seen[4 * round_ + t][0])
+        assert torch.equal(obs[round_, :, 4], seen[4 * round_ + 3][1]), (
+            "the last row is the final observation"
+        )
+    stored = dataset.read("team_reward").view(2, 3, 5)
+    assert torch.allclose(stored[:, :, :4], torch.stack(rewards[:8]).view(2, 4, 3).transpose(1, 2))
+    assert (stored[:, :, 4] == 0).all()
