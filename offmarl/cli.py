@@ -404,7 +404,7 @@ def _print_dataset(terminal: Terminal, dataset: Any) -> None:
     from offmarl.credit.relabel import credit_names
 
     card = dataset.card
-    returns = card.statistics["return"]
+    returns = card.statistics.get("return")  # an unfinished collection has none yet
     spec = card.env
     rows = [
         [
@@ -414,7 +414,9 @@ def _print_dataset(terminal: Terminal, dataset: Any) -> None:
         ["transitions", f"{card.transitions:,} in {card.episodes:,} episodes"],
         [
             "return (mean over agents)",
-            f"{returns['mean']:.1f} ± {returns['std']:.1f}  (from {returns['min']:.1f} to {returns['max']:.1f})",
+            f"{returns['mean']:.1f} ± {returns['std']:.1f}  (from {returns['min']:.1f} to {returns['max']:.1f})"
+            if returns
+            else "not known before the collection is finished",
         ],
         ["credit", ", ".join(credit_names(dataset)) or "none yet"],
         ["made by", str(card.provenance.get("command", "unknown"))],

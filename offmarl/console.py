@@ -40,7 +40,10 @@ class Terminal:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        edge = sys.stdout.isatty() or "COLUMNS" in os.environ  # a file or a pipe has none
+        self.out = Console(
+            file=sys.stdout, highlight=False, soft_wrap=True, width=None if edge else UNBOUNDED
+        )
         self.err = Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
@@ -92,10 +95,7 @@ class Terminal:
             )
         for row in rows:
             table.add_row(*row)
-        width = None
-        if not self.out.is_terminal and "COLUMNS" not in os.environ:  # a file or a pipe has no right edge
-            width = self.out.measure(table, options=self.out.options.update(width=UNBOUNDED)).maximum
-        self.out.print(table, width=width)
+        self.out.print(table)
 
     def line(self, text: str) -> None:
         """A line of the result for a person; with `--json` nothing."""

@@ -91,8 +91,7 @@ def decompose(
         raise UsageError(
             f"credit '{name}' exists already ({path}): --overwrite replaces it, --name NAME writes beside it"
         )
-    if not dataset.card.complete:
-        raise DataError(f"{dataset.folder} is not finished: resume the collection before decomposing it")
+    dataset.require_complete()
     require_valid(dataset)
     started = time.perf_counter()
     decomposer = make_decomposer(method, dataset.spec, dict(values or {}), seed, device, progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from offmarl.envs.base import EnvSpec
@@ -92,7 +92,7 @@ class DatasetCard(BaseModel):
     arrays: dict[str, StoredArray] = {}
     annotations: dict[str, StoredArray] = {}  # facts about each episode, hidden from learners
     provenance: dict[str, Any] = {}  # command, seed, behaviour, versions
-    statistics: dict[str, Any] = {}
+    statistics: dict[str, Any] = Field(default={}, validate_default=True)
     references: dict[str, float] | None = None  # {"random", "expert"}: mean over agents of the episode return
     bytes: int = 0  # size of data.h5
     sha256: str = ""  # of data.h5
@@ -117,16 +117,17 @@ class DatasetCard(BaseModel):
             raise ValueError(f"expected 'random' and 'expert', not {', '.join(value) or 'nothing'}")
         return value
 
-    @model_validator(mode="after")
-    def _summarised(self) -> "DatasetCard":
-        """What is complete says what its episodes earned."""
-        earned = self.statistics.get("return")
-        numbers = earned.values() if isinstance(earned, dict) else ()
-        if self.complete and not (
-            {"mean", "std", "min", "max"} <= set(earned or ()) and all(isinstance(n, float) for n in numbers)
+    @field_validator("statistics")
+    @classmethod
+    def _summarised(cls, value: dict[str, Any], others: ValidationInfo) -> dict[str, Any]:
+        """Make sure that what is complete says what its episodes earned."""
+        earned = value.get("return")
+        numbers = earned if isinstance(earned, dict) else {}
+        if others.data.get("complete") and not all(
+            isinstance(numbers.get(name), float) for name in ("mean", "std", "min", "max")
         ):
-            raise ValueError("statistics: 'return' needs the numbers mean, std, min and max")
-        return self
+            raise ValueError("'return' needs the numbers mean, std, min and max")
+        return value
 
 
 def read_card(folder: Path) -> DatasetCard:

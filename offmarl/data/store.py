@@ -97,6 +97,11 @@ class Dataset:
         """The task the data comes from."""
         return self.card.env
 
+    def require_complete(self) -> None:
+        """Raise `DataError` for a collection that is under way or was interrupted."""
+        if not self.card.complete:
+            raise DataError(f"{self.folder} is not finished: give the command that began it again")
+
     def __len__(self) -> int:
         """Count the transitions."""
         return self.card.transitions

@@ -57,6 +57,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     learner_config = configure(config_class, request.learner_settings, "learner")
     train_config = configure(TrainConfig, request.train_settings, "train")
     train_config.check()
+    dataset.require_complete()
     if train_config.batch_size > dataset.card.transitions:
         raise UsageError(
             f"train.batch_size={train_config.batch_size} is larger than the data: {dataset.card.id} has "

@@ -88,6 +88,8 @@ class RunFolder:
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "missing":
+                raise DataError(f"{path} is no record of a run: it has no '{where}'") from error
             raise DataError(f"{path} is no record of a run: '{where}': {problem['msg']}") from error
         return cls(folder, record)
 

@@ -108,8 +108,13 @@ def test_a_credit_of_other_data_is_refused(dataset):
         file["reward"] = torch.zeros(5, 3).numpy()
     with pytest.raises(DataError, match=r"rewards \[5, 3\]"):
         rewards_for(dataset, "macca")
+    with h5py.File(path, "a") as file:
+        del file.attrs["dataset_sha256"], file["reward"]
+        file["reward"] = torch.zeros(dataset.card.rows, dataset.spec.n_agents).numpy()
+    with pytest.raises(DataError, match="is damaged"):
+        rewards_for(dataset, "macca")
     path.write_bytes(b"not HDF5")
-    with pytest.raises(DataError, match="no readable HDF5"):
+    with pytest.raises(DataError, match="is damaged"):
         rewards_for(dataset, "macca")
     with h5py.File(path, "w") as file:
         file["something"] = 1

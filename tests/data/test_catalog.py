@@ -76,9 +76,11 @@ def test_damaged_and_unfinished_ones_do_not_hide_the_others(collected):
     install(collected, "toy/good-v0")
     (install(collected, "toy/bad-v0") / "dataset.json").write_text("{")
     install(collected, "toy/open-v0.partial")
+    (install(collected, "toy/gone-v0") / "data.h5").unlink()
     entries = {entry.id: entry for entry in catalog.list_datasets()}
-    assert sorted(entries) == ["toy/bad-v0", "toy/good-v0"]
+    assert sorted(entries) == ["toy/bad-v0", "toy/gone-v0", "toy/good-v0"]
     assert "cannot be read as JSON" in entries["toy/bad-v0"].problem
+    assert "no data.h5" in entries["toy/gone-v0"].problem
     assert catalog.find_dataset().folder.name == "good-v0"
     with pytest.raises(DataError, match="not finished"):
         catalog.find_dataset("toy/open-v0")

@@ -197,6 +197,21 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert Dataset.open(folder).card.transitions == 3
 
 
+def test_what_is_no_dataset_is_never_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    note = tmp_path / "thesis/chapter.txt"
+    note.write_text("years of work")
+    for folder in (note.parent, note):
+        with pytest.raises(UsageError, match="is no dataset, and would be lost"):
+            Writer(folder, toy_spec(), id="toy/x-v0", overwrite=True)
+        assert not partial_folder(folder).exists()
+    assert note.read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    with Writer(tmp_path / "empty", toy_spec(), id="toy/x-v0", overwrite=True) as out:
+        out.append(*rows_of([3]))
+    assert Dataset.open(tmp_path / "empty").card.transitions == 3
+
+
 def test_two_writers_are_kept_apart(tmp_path):
     out = Writer(tmp_path / "x", toy_spec(), id="toy/x-v0")
     with pytest.raises(UsageError, match="another process is writing"):
@@ -310,9 +325,38 @@ def damage_card_array(folder):
     edit_card(folder, arrays=card["arrays"])
 
 
+def damage_links(folder):
+    """Spoil the tables that say where in the file its arrays are."""
+    data = bytearray((folder / "data.h5").read_bytes())
+    for at in range(60, 4000, 97):
+        data[at] ^= 0xFF
+    (folder / "data.h5").write_bytes(data)
+
+
+def damage_count(folder):
+    edit_card(folder, transitions=1)
+
+
+def damage_statistics(folder):
+    edit_card(folder, statistics={"return": {"mean": 1.0}})
+
+
+def damage_references(folder):
+    edit_card(folder, references={"random": 1.0})
+
+
+def damage_date(folder):
+    edit_card(folder, created="yesterday")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (damage_links, "is damaged"),
+        (damage_count, "the card says 1 transitions"),
+        (damage_statistics, "field 'statistics'.*mean, std"),
+        (damage_references, "field 'references'.*'expert'"),
+        (damage_date, "field 'created'.*yesterday"),
         (damage_nothing_there, "not a folder"),
         (damage_no_card, "no dataset.json"),
         (damage_card_text, "cannot be read as JSON"),

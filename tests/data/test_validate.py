@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from offmarl.data import validate as module
 from offmarl.data.store import Dataset
-from offmarl.data.validate import episode_blocks, validate
+from offmarl.data.validate import episode_blocks, require_valid, validate
+from offmarl.errors import DataError
 
 
 @pytest.fixture(params=[1 << 24, 2_000], ids=["one block", "many blocks"])
@@ -132,3 +133,13 @@ def test_blocks_cover_all_episodes_and_stay_small(lengths, rows):
     assert [episode for first, last in blocks for episode in range(first, last)] == list(range(len(lengths)))
     for first, last in blocks:
         assert last == first + 1 or start[last] - start[first] <= rows
+
+
+def test_what_is_not_valid_is_refused_with_its_first_problem(discrete):
+    require_valid(Dataset.open(discrete))
+    edit(discrete, "team_reward", 4, np.nan)
+    edit(discrete, "obs", 3, np.inf)
+    with pytest.raises(
+        DataError, match=r"array 'obs', row 3: not a finite number: inf \(and 1 problems more\)"
+    ):
+        require_valid(Dataset.open(discrete))

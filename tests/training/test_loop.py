@@ -207,7 +207,7 @@ def test_damaged_runs_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="no checkpoint"):
         load_policy(run)
     run_training(run)
-    good = run.checkpoint_path.read_bytes()
+    good, good_record = run.checkpoint_path.read_bytes(), run.record
     run.checkpoint_path.write_bytes(good[: len(good) // 2])
     with pytest.raises(DataError, match="cannot be read as a checkpoint"):
         load_policy(run)
@@ -230,6 +230,12 @@ def test_damaged_runs_are_refused_by_name(tmp_path):
     (run.folder / "run.json").write_text("{")
     with pytest.raises(DataError, match="JSON"):
         RunFolder.open(run.folder)
+    for name, wrong in (("created", 5), ("dataset", {}), ("seeds", []), ("seeds", "0")):
+        run.update(**{name: wrong})
+        with pytest.raises(DataError, match=f"no record of a run: .*{name}"):
+            RunFolder.open(run.folder)
+        run.update(**{name: good_record[name]})
+    RunFolder.open(run.folder)
 
 
 def test_a_run_is_not_replaced_unasked(tmp_path):

@@ -1,6 +1,7 @@
 """From a dataset on disk to a run that acts, and what is refused on the way."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from offmarl.data.collect import collect
 from offmarl.data.store import Dataset
 from offmarl.data.writer import Writer
 from offmarl.envs.registry import make
-from offmarl.errors import UsageError
+from offmarl.errors import DataError, UsageError
 from offmarl.training.offline import TrainRequest, train_offline
 from offmarl.training.run import find_run, load_policy
 
@@ -105,3 +106,24 @@ def test_wrong_requests_write_nothing(dataset, tmp_path):
         with pytest.raises(UsageError, match=message):
             train_offline(dataset, request(out=tmp_path / "run", **wrong))
         assert not (tmp_path / "run").exists(), wrong
+
+
+def test_damaged_data_is_named_and_nothing_is_written(dataset, folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    data = bytearray((copy / "data.h5").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (copy / "data.h5").write_bytes(data)
+    with pytest.raises(DataError, match="changed after it was written"):
+        train_offline(Dataset.open(copy), request(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_collection_is_no_training_data(tmp_path):
+    with make("mpe_tag", 4) as env:
+        writer = Writer(tmp_path / "open-v0", env.spec, id="mpe_tag/open-v0")
+        with pytest.raises(ZeroDivisionError), writer:
+            collect(env, RandomPolicy(env.spec), writer, 100, 0, progress=lambda done, total: 1 // 0)
+    with pytest.raises(DataError, match="is not finished"):
+        train_offline(Dataset.open(tmp_path / "open-v0.partial"), request(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
