@@ -31,7 +31,8 @@ def parse_settings(assignments: Iterable[str], sections: Iterable[str]) -> dict[
         try:
             parsed[section][name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {assignment!r}: the value is not valid YAML ({error})") from error
+            problem = " ".join(str(error).split())
+            raise UsageError(f"--set {assignment!r}: the value is not valid YAML ({problem})") from error
     return parsed
 
 

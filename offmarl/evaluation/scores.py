@@ -149,7 +149,9 @@ def evaluate_runs(
     evaluations = []
     for run in runs:
         evaluation = evaluate_run(run, episodes, seed, env_options, device, reporter)
-        target = run.folder / "evaluation.json" if out is None else out / f"{run.id.replace('/', '_')}.json"
+        variant = "".join(f"-{key}-{value}" for key, value in sorted(env_options.items()))
+        name = "evaluation" if out is None else run.id.replace("/", "_")
+        target = (run.folder if out is None else out) / f"{name}{variant}.json"
         record = {"created": datetime.now(UTC).isoformat(), "seed": seed, "env_options": env_options}
         write_json(target, {**evaluation.to_json(), **record})
         evaluations.append(evaluation)
