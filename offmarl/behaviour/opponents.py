@@ -44,7 +44,7 @@ def train_prey(env_id: str, seed: int, reporter: Reporter) -> tuple[NetworkPolic
 
 
 def prey_network(checkpoint: Checkpoint, spec: EnvSpec) -> NetworkPolicy:
-    """The last agent's policy out of a learner with one network for each agent, without the padded inputs."""
+    """The last agent's policy out of a learner with one network for each agent, without padded inputs and outputs."""
     layers: list[tuple[torch.Tensor, torch.Tensor]] = []
     while f"policy.{len(layers)}.weight" in checkpoint.tensors:
         name = f"policy.{len(layers)}"
@@ -52,4 +52,7 @@ def prey_network(checkpoint: Checkpoint, spec: EnvSpec) -> NetworkPolicy:
         if not layers:
             weight = weight[: len(spec.obs_names[-1])]
         layers.append((weight.t().contiguous(), checkpoint.tensors[f"{name}.bias"][0, -1]))
+    weight, bias = layers[-1]
+    actions = len(spec.action_names[-1])
+    layers[-1] = weight[:actions].contiguous(), bias[:actions].contiguous()
     return NetworkPolicy(layers)

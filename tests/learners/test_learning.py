@@ -24,9 +24,9 @@ def test_cloning_equals_the_behaviour(continuous):
     assert (learner.act(OBS) - bandits.behaviour(OBS)).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("name", ["td3bc", "cql"])
-def test_learners_of_values_beat_the_behaviour(continuous, name):
-    learner = bandits.trained(name, continuous)
+@pytest.mark.parametrize(("name", "settings"), [("td3bc", {}), ("cql", {"alpha": 1.0})])
+def test_learners_of_values_beat_the_behaviour(continuous, name, settings):
+    learner = bandits.trained(name, continuous, **settings)
     behaviour = bandits.continuous_reward(OBS, bandits.behaviour(OBS)).mean()  # noise would lower it further
     best = bandits.continuous_reward(OBS, 0.8 * OBS[..., :1]).mean()
     gained = (bandits.continuous_reward(OBS, learner.act(OBS)).mean() - behaviour) / (best - behaviour)
