@@ -40,7 +40,6 @@ class CQLConfig(ActorCriticConfig):
     policy_samples: Natural = 0  # more actions around the policy's; OMAR: 0 in MPE, 10 in HalfCheetah
     policy_sample_width: Fraction = 0.2  # they lie within ± this of the policy's action
     temperature: Positive = 1.0  # of the log-sum-exp; OMAR
-    policy_delay: Count = 1  # OMAR updates the policy at every step
 
 
 class CQL(ActorCritic):
