@@ -22,7 +22,7 @@ REWARDS = ("team", "mean", "macca", "true")
 # Enough updates to tell the rewards apart within minutes; every reward gets the same.
 LEARNERS = {
     "td3bc": "--steps 1000 --set train.batch_size=256 --set learner.bc_weight=0.4",  # TD3+BC, alpha 2.5
-    "cql": "--steps 600 --set train.batch_size=256",
+    "cql": "--steps 400 --set train.batch_size=256",
 }
 IMITATION = "--learner bc --rewards team --steps 1000 --set train.batch_size=256"
 MARKER = ".made-by-quickstart"
