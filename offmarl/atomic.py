@@ -33,6 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         fsync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:  # a full disk, for instance, does not say where
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,8 +14,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
             temporary.write_text("half of")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as failure:
         fail_half_way()
+    assert failure.value.filename == str(target), "the person is told which file"
     assert json.loads(target.read_text()) == {"version": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
