@@ -26,6 +26,9 @@ class AgentVerdict:
     verdict: str
     ambiguity: float | None = None  # A_i: how far two equally good answers differ, in sd of the answer
     reproducibility: float | None = None  # κ_i: agreement of refits on resampled episodes, 1 = all agree
+    locality: float | None = None  # share of the estimate that own and nobody's variables alone explain
+    exploration: float | None = None  # share of the agent's actions that what it saw does not explain
+    overlap: float | None = None  # how well its causes can be told from other agents' variables, 0 ... 1
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Credit:
     """Individual rewards of every row, and how far they can be trusted."""
 
     reward: Tensor  # [R, N] float32; the last row of an episode is 0
-    std: Tensor | None = None  # [R, N] spread over the ensemble
+    std: Tensor | None = None  # [R, N] spread over the ensemble: ranks errors, but is smaller than they are
     masks: Tensor | None = None  # [N, V] bool: which variables each agent's reward is taken to depend on
     edge_probability: Tensor | None = None  # [N, V] probability that the edge exists
     input_names: tuple[str, ...] = ()  # V names
@@ -41,7 +44,7 @@ class Credit:
     metrics: dict[str, float | None] = field(default_factory=dict)
     agents: list[AgentVerdict] = field(default_factory=list)
     fallback: bool = False  # every agent got R/N because the data does not say more
-    reason: str = ""  # why; said also where a fallback was wanted but switched off
+    reason: str = ""  # why, also where a fallback was wanted but switched off; else what to be careful about
 
 
 class Decomposer(ABC):

@@ -3,16 +3,23 @@
 Shapes: K refits of the ensemble, N agents, H held-out transitions, V variables.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from offmarl.credit.coverage import exploration, overlap
+from offmarl.credit.heads import FittedFunctions
+from offmarl.credit.locality import Locality, measure_locality
+from offmarl.credit.samples import Samples
+
 IDENTIFIED = "identified"
 SHARED_TERM = "identified up to a shared term"
 EQUAL_SPLIT = "not identified: equal split"
 DECLARED_SHARED = "shared reward: equal split is exact"
+KEPT = "not identified: kept as you asked"  # a fall-back was wanted but switched off
 
 AMBIGUOUS = 0.4  # A_i above which two equally good answers differ noticeably (disjoint causes measured .1-.4)
 REPRODUCIBLE = 0.8  # κ_i below which refits disagree about who earned what (good ones measured .98 and more)
@@ -21,6 +28,13 @@ WORTHWHILE = 0.3  # expected skill below which R/N is the safer answer ...
 WORTHWHILE_CONVENTION = (
     0.6  # ... where most of the split is a convention (shared term measured .9, spread .2)
 )
+CONTESTED = 0.15  # share of R above which owners are hardly who is paid (measured 0-.09; not paid .16-.41)
+
+# From here on the split stands, and the reader is told:
+POOR_FIT = 0.8  # expected skill
+LOCAL = 0.8  # S
+OVERLOOKED = 0.03  # share of R in interactions left out (measured 0, or .06-.07 for one lost edge)
+FIXED_RULE = 0.05  # exploration
 
 
 @dataclass(frozen=True)
@@ -28,9 +42,38 @@ class Diagnosis:
     """Measured on held-out transitions, before rewards are made to add up exactly."""
 
     fit_r2: float  # of Σ_i r̂_i against R
-    expected_skill: float  # lower estimate of 1 - MSE(r̂)/MSE(R/N), without the truth
+    expected_skill: float  # estimate of 1 - MSE(r̂)/MSE(R/N), without the truth, if owners are who is paid
+    expected_error: float  # likewise of the root mean square error of an agent's reward, in units of R
     ambiguity: tuple[float | None, ...]  # A_i, [N]; None without probes
     reproducibility: tuple[float | None, ...]  # κ_i, [N]; None with a single refit
+    std_median: float | None  # over agents and transitions, of the ensemble; ranks errors but is too small
+    locality: Locality
+    exploration: tuple[float, ...]  # [N] share of an agent's actions that what it saw does not explain
+    overlap: tuple[float, ...]  # [N] how well an agent's causes can be told from others' variables
+    episodes: int  # fitted
+    varying: float  # share of all variables that vary at all
+
+    @property
+    def team_locality(self) -> float | None:
+        """S = R² of functions of own and nobody's variables / R² known to be possible; None without a fit."""
+        possible = self.fit_r2 + self.locality.overlooked
+        return min(1.0, self.locality.team_r2 / possible) if possible > 0 else None
+
+    def metrics(self) -> dict[str, float | None]:
+        """Figures of the whole split, by name."""
+        return {
+            "fit_r2": self.fit_r2,
+            "expected_skill": self.expected_skill,
+            "expected_error": self.expected_error,
+            "std_median": self.std_median,
+            "locality": self.team_locality,
+            "overlooked": self.locality.overlooked,
+            "contested": sum(self.locality.contested),
+            "exploration": min(self.exploration),
+            "overlap": max(self.overlap),
+            "episodes": float(self.episodes),
+            "varying": self.varying,
+        }
 
     def reason_to_fall_back(self, agents: Sequence[str]) -> str:
         """Why R/N is the better answer, empty where it is not."""
@@ -44,6 +87,14 @@ class Diagnosis:
                 "refits on resampled episodes disagree about who earned what (reproducibility below "
                 f"{REPRODUCIBLE}: {', '.join(doubtful)})"
             )
+        contested = sum(self.locality.contested)
+        if contested > CONTESTED:
+            who = [name for name, share in zip(agents, self.locality.contested, strict=True) if share > 0]
+            return (
+                f"{contested:.0%} of the team reward comes from variables of two agents acting together, and the "
+                f"data does not say which of the two is paid (in the rewards of {', '.join(who)}): rewards seem to "
+                "have little to do with who owns a variable. If the owners are wrong, give the right ones"
+            )
         known = [value for value in self.ambiguity if value is not None]
         conventional = bool(known) and sum(known) / len(known) > CONVENTIONAL
         needed = WORTHWHILE_CONVENTION if conventional else WORTHWHILE
@@ -54,10 +105,76 @@ class Diagnosis:
             )
         return ""
 
+    def cautions(self, agents: Sequence[str]) -> list[str]:
+        """What a reader of a split that stands should know."""
+        found = []
+        if self.expected_skill < POOR_FIT:
+            found.append(
+                f"an agent's reward may be wrong by {self.expected_error:.3g} (root mean square): held-out R² is "
+                f"{self.fit_r2:.2f}, {sum(self.locality.contested):.0%} of the team reward could as well be another "
+                f"agent's, expected skill {self.expected_skill:.2f}"
+            )
+        local = self.team_locality
+        if local is not None and local < LOCAL:
+            found.append(
+                f"only {local:.0%} of what can be explained depends on agents one by one (locality); for the rest "
+                "variables of several agents act together, and the split is right only if each is paid for its own"
+            )
+        if self.locality.overlooked > OVERLOOKED:
+            found.append(
+                f"{self.locality.overlooked:.0%} of the team reward depends on the variables in a way that the "
+                "split does not see"
+            )
+        fixed = [name for name, share in zip(agents, self.exploration, strict=True) if share < FIXED_RULE]
+        if fixed:
+            found.append(
+                f"the actions of {', '.join(fixed)} follow from what they saw: the data does not show what other "
+                "actions would have earned"
+            )
+        return found
+
     def verdict(self, agent: int) -> str:
         """What is known about one agent, where the split as a whole stands."""
         ambiguity = self.ambiguity[agent]
-        return SHARED_TERM if ambiguity is not None and ambiguity > AMBIGUOUS else IDENTIFIED
+        of_its_own = self.locality.contested[agent] * len(
+            self.ambiguity
+        )  # an agent has about 1/N of R's variance
+        shared = (ambiguity is not None and ambiguity > AMBIGUOUS) or of_its_own > AMBIGUOUS**2
+        return SHARED_TERM if shared else IDENTIFIED
+
+
+def diagnose(
+    samples: Samples, fitted: FittedFunctions, plain: int, kinds: tuple[Tensor, Tensor], seed: int
+) -> Diagnosis:
+    """What held-out transitions say about an ensemble whose first `plain` members are the estimate.
+
+    Two further members are probes with opposed tie-breaks. `kinds` says which of all variables are actions and
+    which are successors, a bool each. The truth is not looked at.
+    """
+    members = fitted.predict(samples.heldout_inputs, samples.heldout_alive)  # [M, N, H]
+    point, team_reward = members[:plain].mean(0), samples.heldout_team_reward
+    varying, unit = samples.scale.varying, samples.scale.reward_std
+    action, successor = (kind.to(varying.device)[varying] for kind in kinds)
+    edges = torch.zeros_like(samples.own).scatter_(1, fitted.heads.variables, (fitted.gates > 0).any(0))
+    unknown: tuple[None, ...] = (None,) * len(point)
+    several = len(members) > 1
+    locality = measure_locality(samples, fitted, plain, seed)
+    contested = sum(locality.contested)
+    return Diagnosis(
+        fit_r2=r_squared(point.sum(0), team_reward),
+        expected_skill=expected_skill(point, team_reward, contested),
+        expected_error=unit * expected_error(point, team_reward, contested),
+        ambiguity=tuple(ambiguity(members[-2], members[-1], point).tolist())
+        if len(members) > plain
+        else unknown,
+        reproducibility=tuple(reproducibility(members).tolist()) if several else unknown,
+        std_median=unit * float(members.std(0).median()) if several else None,
+        locality=locality,
+        exploration=tuple(exploration(samples, action, successor, seed)),
+        overlap=tuple(overlap(samples, edges)),
+        episodes=int(samples.episode.max()) + 1,
+        varying=len(varying) / len(kinds[0]),
+    )
 
 
 def r_squared(predicted: Tensor, target: Tensor) -> float:
@@ -85,16 +202,23 @@ def reproducibility(members: Tensor) -> Tensor:
     return C / (C + (V - C) / K).clamp(min=1e-12)
 
 
-def expected_skill(point: Tensor, team_reward: Tensor) -> float:
-    """Estimate of 1 - MSE(r̂)/MSE(R/N) from the split [N, H] itself and the reward [H].
+def expected_error(point: Tensor, team_reward: Tensor, contested: float = 0.0) -> float:
+    """Root mean square error of an agent's reward, from the split [N, H] itself and the team's [H].
 
     If the unexplained part of R is made of independent errors of the agents, an exact sum leaves each with
-    (N - 1)/N² of its variance; R/N is off by the variance of r_i - mean_j r_j.
+    (N - 1)/N² of its variance. A contested term (a share `contested` of the variance of R) is taken to be
+    another agent's: it is then missing there and too much here.
     """
     N = len(point)
-    unexplained = (team_reward - point.sum(0)).double().var()
-    individual = (point - point.mean(0)).double().var(1).mean()
-    return 1 - float(unexplained * (N - 1) / N**2 / individual.clamp(min=1e-12))
+    unexplained = float((team_reward - point.sum(0)).double().var())
+    misplaced = 2 * contested * float(team_reward.double().var()) / N
+    return math.sqrt(unexplained * (N - 1) / N**2 + misplaced)
+
+
+def expected_skill(point: Tensor, team_reward: Tensor, contested: float = 0.0) -> float:
+    """Estimate of 1 - MSE(r̂)/MSE(R/N) like `expected_error`; R/N is off by the variance of r_i - mean_j r_j."""
+    individual = float((point - point.mean(0)).double().var(1).mean())
+    return 1 - expected_error(point, team_reward, contested) ** 2 / max(individual, 1e-12)
 
 
 def agreement_with_truth(

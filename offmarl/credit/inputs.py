@@ -3,7 +3,9 @@
 Shapes: R rows, n transitions, N agents, O observation, A action, K choices, D state, V variables.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -11,8 +13,10 @@ from torch.nn import functional
 
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
+from offmarl.errors import unknown_name
 
 NOBODY = -1  # owner of a variable that belongs to no agent
+NOBODY_NAME = "nobody"  # how a user's map writes it
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,47 @@ class InputLayout:
         return self.owner == NOBODY
 
 
-def input_layout(spec: EnvSpec) -> InputLayout:
+def input_layout(spec: EnvSpec, owner: Mapping[str, str] | None = None) -> InputLayout:
     """The variables of one transition of `spec`: situation, actions, next situation.
 
     The situation is the global state where the environment says who owns its dimensions, otherwise all
     agents' observations, each owned by its agent. Discrete actions are one-hot. Successors are named
     `next.<name>`: rewards of many tasks (the particle worlds, for instance) depend on them.
+
+    `owner` corrects who owns what: a variable's name, or a pattern such as `*.prey.*`, to an agent's name or
+    `nobody`. A name beats a pattern, a later pattern an earlier one, and a successor follows its variable
+    unless it is given itself. Raises `UsageError` for a variable that does not exist, a pattern that fits none
+    and an unknown owner.
     """
     if spec.state_owner:
         situation = list(zip(spec.state_names, spec.state_owner, strict=True))
     else:
         situation = _prefixed(spec, spec.obs_names)
     action = _prefixed(spec, spec.action_names)
-    successor = [(f"next.{name}", owner) for name, owner in situation]
+    successor = [(f"next.{name}", agent) for name, agent in situation]
     variables = situation + action + successor
-    return InputLayout(tuple(name for name, _ in variables), torch.tensor([owner for _, owner in variables]))
+    names = tuple(name for name, _ in variables)
+    given = _given_owners(spec, names, owner or {})
+    owners = [given.get(name, given.get(name.removeprefix("next."), usual)) for name, usual in variables]
+    return InputLayout(names, torch.tensor(owners))
+
+
+def _given_owners(spec: EnvSpec, names: tuple[str, ...], owner: Mapping[str, str]) -> dict[str, int]:
+    """The owner of every variable that the user's map speaks of."""
+    index = {name: agent for agent, name in enumerate(spec.agents)} | {NOBODY_NAME: NOBODY}
+    by_pattern: dict[str, int] = {}
+    by_name: dict[str, int] = {}
+    for key, who in owner.items():
+        if who not in index:
+            raise unknown_name(f"owner of '{key}'", who, index)
+        fitting = [name for name in names if fnmatchcase(name, key)]
+        if key in names:
+            by_name[key] = index[who]
+        elif fitting:
+            by_pattern |= dict.fromkeys(fitting, index[who])
+        else:
+            raise unknown_name("variable", key, names)
+    return by_pattern | by_name
 
 
 def _prefixed(spec: EnvSpec, names: tuple[tuple[str, ...], ...]) -> list[tuple[str, int]]:

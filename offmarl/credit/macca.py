@@ -11,11 +11,12 @@ prior* (an agent's own variables start open and are cheap to keep, others start 
 functions are refitted from scratch on the edges that survive, and an ensemble measures what is left undecided.
 
 Shapes: M members (prices λ, candidate masks or resampled refits), N agents, B batch, G groups of a batch,
-V variables that vary, H held-out transitions, R dataset rows.
+V variables that vary, K variables that a head looks at, H held-out transitions, R dataset rows.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -26,16 +27,16 @@ from offmarl.credit.base import AgentVerdict, Credit, Decomposer, Progress, equa
 from offmarl.credit.diagnosis import (
     DECLARED_SHARED,
     EQUAL_SPLIT,
+    KEPT,
     Diagnosis,
-    ambiguity,
-    expected_skill,
+    diagnose,
     r_squared,
-    reproducibility,
 )
 from offmarl.credit.gates import mean_gates, open_probability, sample_gates
-from offmarl.credit.heads import RewardHeads, minimise
+from offmarl.credit.heads import FittedFunctions, RewardHeads, minimise, variables_seen
 from offmarl.credit.inputs import input_layout
-from offmarl.credit.samples import Samples, Scale, prepare
+from offmarl.credit.regression import kinds
+from offmarl.credit.samples import Samples, Scale, living, prepare
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
 from offmarl.streams import stream
@@ -70,6 +71,9 @@ class MaccaConfig:
     global_weight: NotNegative = 2.0
     cross_weight: NotNegative = 4.0
     sparsity: Positive | None = None  # λ; None: by the number of transitions, see sparsity_strength
+    sparsity_factors: tuple[Positive, ...] = (0.25, 1.0)  # candidates for λ, as multiples; see choose_mask
+    cross_candidates: Count = 64  # others' variables that a head can look at, see candidates
+    screening_steps: Count = 500  # of the fit from which those are chosen
     sparsity_ramp: Share = 0.2  # share of the steps over which λ grows from 0
     keep_probability: Share = 0.5  # an edge exists if its gate is open with more than this probability
 
@@ -86,14 +90,13 @@ class MaccaConfig:
     refit_batch_size: Count = 128  # of each member; 256 gains .002-.01 of skill for half as much time again
     refit_learning_rate: Positive = 1e-2
     tie_break: NotNegative = 0.02  # μ: smallest individual rewards among those that explain R equally well
-    members: Count = (
-        5  # refits on resampled episodes; from 3 on the last two are probes with opposed tie-breaks
-    )
+    members: Count = 5  # refits on resampled episodes; from 3 on the last two are probes, see refit
     exact_sum: bool = True  # add (R - Σ r̂)/N: better where rewards are deterministic, worse where noisy
 
     # Data
     heldout: Share = 0.1  # share of the episodes that are never fitted
     max_transitions: Count = 200_000  # fit on at most so many; the answer covers all rows
+    owner: dict[str, str] = field(default_factory=dict)  # whose variables are, where the task's map is wrong
     shared_reward: bool = False  # you know that all agents are paid the same: R/N is then the truth
     fallback: bool = True  # answer R/N where the data does not identify more
 
@@ -111,7 +114,7 @@ class Macca(Decomposer):
     shared_reward: bool  # R/N is exact
     mask: Tensor | None  # [N, V] bool: edges found
     edge_probability: Tensor | None  # [N, V]
-    fitted: "FittedFunctions | None"
+    fitted: FittedFunctions | None
     diagnosis: Diagnosis | None
     scale: Scale
     heldout_rows: Tensor | None  # [H]
@@ -126,7 +129,7 @@ class Macca(Decomposer):
     ) -> None:
         super().__init__(spec, config, seed, device, progress)
         self.config = config
-        self.layout = input_layout(spec)
+        self.layout = input_layout(spec, config.owner)
         self._forget()
 
     # -- the losses ----------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ class Macca(Decomposer):
 
     @staticmethod
     def sparsity(gate_logit: Tensor, edge_price: Tensor) -> Tensor:
-        """Σ_edges λ w · P(gate ≠ 0), the expected price of all edges; [M, N, V] each."""
+        """Σ_edges λ w · P(gate ≠ 0), the expected price of all edges; [M, N, K] each."""
         return (edge_price * open_probability(gate_logit)).sum()
 
     @staticmethod
@@ -151,20 +154,27 @@ class Macca(Decomposer):
         heads: RewardHeads,
         inputs: Tensor,
         team_reward: Tensor,
+        alive: Tensor,
         gate_logit: Tensor,
         edge_price: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """Reconstruction under random gates + sparsity, on one batch [1, B, V], [1, B]."""
-        gates = sample_gates(gate_logit, self.config.gate_groups, generator)  # [M, G, N, V]
-        agent_reward = heads(inputs, gates)  # [M, N, B]
+        """Reconstruction under random gates + sparsity, on one batch [1, B, V], [1, B], [1, B, N]."""
+        gates = sample_gates(gate_logit, self.config.gate_groups, generator)  # [M, G, N, K]
+        agent_reward = heads(inputs, gates) * alive.mT  # [M, N, B]
         return self.reconstruction(agent_reward, team_reward) + self.sparsity(gate_logit, edge_price)
 
     def refit_loss(
-        self, heads: RewardHeads, inputs: Tensor, team_reward: Tensor, gates: Tensor, tie_weight: Tensor
+        self,
+        heads: RewardHeads,
+        inputs: Tensor,
+        team_reward: Tensor,
+        alive: Tensor,
+        gates: Tensor,
+        tie_weight: Tensor,
     ) -> Tensor:
-        """Reconstruction on fixed edges [M, 1, N, V] + μ tie-break, on a batch a member: [M, B, V], [M, B]."""
-        agent_reward = heads(inputs, gates)  # [M, N, B]
+        """Reconstruction on fixed edges [M, N, K] + μ tie-break, on a batch a member: [M, B, V], [M, B], [M, B, N]."""
+        agent_reward = heads(inputs, gates.unsqueeze(1)) * alive.mT  # [M, N, B]
         ties = self.tie_break(agent_reward, tie_weight)
         return self.reconstruction(agent_reward, team_reward) + self.config.tie_break * ties
 
@@ -183,8 +193,8 @@ class Macca(Decomposer):
                 f"{transitions.n_episodes} episodes are too few to hold some out: {FEWEST_EPISODES} needed"
             )
             return
-        config = self.config
-        samples = prepare(transitions, config.heldout, config.max_transitions, self.seed, self.device)
+        limits = self.config.heldout, self.config.max_transitions
+        samples = prepare(transitions, *limits, self.seed, self.device, self.layout)
         self.heldout_rows, self.scale = samples.heldout_rows, samples.scale
         if not samples.scale.reward_std or not len(samples.scale.varying):
             constant = "the team reward" if not samples.scale.reward_std else "every observation and action"
@@ -201,26 +211,43 @@ class Macca(Decomposer):
         self.reason = self.diagnosis.reason_to_fall_back(self.spec.agents)
 
     def learn_structure(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Edge probabilities [M, N, V] and masks [M, N, V] bool of M candidates.
+        """Edge probabilities [M, N, V] and masks [M, N, V] bool of M candidates, one for each λ that is tried.
 
-        Where the first pass fits badly, the gates are learned anew on the surviving variables at higher
-        prices: variables that tell the same thing twice (a position, its successor and the velocity between)
-        all survive a low price, and a small network then misses what only one of them says sharply.
+        A true edge explains a share ~ 1/N of R, a false one seems to explain more where rows are few or noisy:
+        which price lies between is seen from a refit. Where the first pass fits badly, the gates are learned
+        anew on the surviving variables at higher prices: variables that tell the same thing twice (a position,
+        its successor and the velocity between) all survive a low price, and a small network then misses what
+        only one of them says sharply.
         """
         config = self.config
-        strength = self.sparsity_strength(len(samples.inputs))
-        everything = torch.arange(samples.inputs.shape[1], device=self.device)
-        probability, fit_r2 = self._learn_gates(
-            samples, everything, [strength], config.structure_steps, "structure"
-        )
+        base = self.sparsity_strength(len(samples.inputs))
+        strengths = [base * factor for factor in config.sparsity_factors]
+        looked_at = self.candidates(samples)
+        steps = config.structure_steps
+        probability, fit_r2 = self._learn_gates(samples, looked_at, strengths, steps, "structure")
         masks = self.edges(samples, probability)
         if fit_r2 < config.good_fit and config.pruning_factors and masks.any():
-            surviving = masks[0].any(0).nonzero().squeeze(1)
-            strengths = [strength * factor for factor in config.pruning_factors]
-            pruned, _ = self._learn_gates(samples, surviving, strengths, config.pruning_steps, "pruning")
+            looked_at = looked_at & masks.any(0).any(0)
+            strengths = [base * factor for factor in config.pruning_factors]
+            pruned, _ = self._learn_gates(samples, looked_at, strengths, config.pruning_steps, "pruning")
             probability = torch.cat([probability, pruned])
             masks = torch.cat([masks, self.edges(samples, pruned)])
         return probability, masks
+
+    def candidates(self, samples: Samples) -> Tensor:
+        """Edges that get a gate, [N, V] bool: own variables, nobody's, and so many of others'.
+
+        A variable of another agent can be told from that agent's own cause only where it interacts with agent
+        i's own variables: so where there are too many, those are taken whose product with one of them explains
+        most of what the own and nobody's variables leave unexplained. Cost is then linear in N.
+        """
+        near = samples.own | samples.shared
+        if int((~near).sum(1).max()) <= self.config.cross_candidates:
+            return torch.ones_like(near)
+        fitted = self._fit_candidates(samples, near[None], self.config.screening_steps, "screening")
+        explained = fitted.predict(samples.inputs, samples.alive)[0].sum(0)
+        interaction = samples.interactions(samples.team_reward - explained).masked_fill(near, -1)
+        return near.scatter(1, interaction.topk(self.config.cross_candidates, 1).indices, True)
 
     def sparsity_strength(self, transitions: int) -> float:
         """λ for so many fitted transitions: .005 from 50k on, .015 at 10k, .03 at 3k (measured)."""
@@ -251,19 +278,14 @@ class Macca(Decomposer):
         if len(distinct) == 1:
             return 0
         candidates = masks[distinct]
-        plain = torch.ones(candidates.shape[:2], device=self.device)
-        everyone = torch.arange(len(samples.inputs), device=self.device).expand(len(candidates), -1)
-        size = torch.full((len(candidates),), len(samples.inputs), device=self.device)
-        fitted = self._fit_functions(
-            samples, candidates, plain, (everyone, size), self.config.choice_steps, "choice"
-        )
-        team_reward = fitted.predict(samples.heldout_inputs).sum(1)  # [candidates, H]
+        fitted = self._fit_candidates(samples, candidates, self.config.choice_steps, "choice")
+        team_reward = fitted.predict(samples.heldout_inputs, samples.heldout_alive).sum(1)  # [candidates, H]
         unexplained = [1 - r_squared(predicted, samples.heldout_team_reward) for predicted in team_reward]
         limit = min(unexplained) * (1 + self.config.choice_tolerance)
         edges = candidates.sum((1, 2)).tolist()
         return min((edges[k], distinct[k]) for k in range(len(distinct)) if unexplained[k] <= limit)[1]
 
-    def refit(self, samples: Samples, mask: Tensor) -> "FittedFunctions":
+    def refit(self, samples: Samples, mask: Tensor) -> FittedFunctions:
         """Fit the reward functions from scratch on the edges of `mask` [N, V], K times in one computation.
 
         Every member sees its own resample of the training episodes. The last two are probes: their tie-breaks
@@ -278,23 +300,11 @@ class Macca(Decomposer):
         rows = samples.resample_episodes(members, stream(self.seed, "macca", "refit", "episodes"))
         masks = mask.expand(members, -1, -1)
         fitted = self._fit_functions(samples, masks, tie_weight, rows, self.config.refit_steps, "refit")
-        return replace(fitted, centre=fitted.predict(samples.inputs).mean(2, keepdim=True))
+        return fitted.centred(samples.inputs, samples.alive)
 
-    def diagnose(self, samples: Samples, fitted: "FittedFunctions") -> Diagnosis:
+    def diagnose(self, samples: Samples, fitted: FittedFunctions) -> Diagnosis:
         """What held-out transitions say about the fit."""
-        members = fitted.predict(samples.heldout_inputs)  # [K, N, H]
-        point = self._point(members)
-        team_reward = samples.heldout_team_reward
-        fit_r2 = r_squared(point.sum(0), team_reward)
-        unknown: tuple[None, ...] = (None,) * self.spec.n_agents
-        return Diagnosis(
-            fit_r2=fit_r2,
-            expected_skill=expected_skill(point, team_reward),
-            ambiguity=tuple(ambiguity(members[-2], members[-1], point).tolist())
-            if len(members) > 2
-            else unknown,
-            reproducibility=tuple(reproducibility(members).tolist()) if len(members) > 1 else unknown,
-        )
+        return diagnose(samples, fitted, self.plain_members, kinds(self.layout.names), self.seed)
 
     # -- the answer ----------------------------------------------------------------------------------------
 
@@ -313,27 +323,26 @@ class Macca(Decomposer):
             edge_probability=probability,
             input_names=self.layout.names,
             heldout_rows=self.heldout_rows,
-            metrics={
-                "fit_r2": diagnosis.fit_r2 if diagnosis else None,
-                "expected_skill": diagnosis.expected_skill if diagnosis else None,
-            },
+            metrics=diagnosis.metrics() if diagnosis else {"fit_r2": None},
             agents=[self._verdict(agent, fall_back) for agent in range(self.spec.n_agents)],
             fallback=fall_back,
-            reason=self.reason,
+            reason=self.reason or "; ".join(diagnosis.cautions(self.spec.agents) if diagnosis else []),
         )
 
-    def _individual(self, transitions: Transitions, fitted: "FittedFunctions") -> tuple[Tensor, Tensor]:
-        """Rewards and their spread over the ensemble, [R, N] each; constants of R are split equally."""
-        N = self.spec.n_agents
+    def _individual(self, transitions: Transitions, fitted: FittedFunctions) -> tuple[Tensor, Tensor]:
+        """Rewards and their spread over the ensemble, [R, N] each; the living share constants and residual."""
+        N, scale = self.spec.n_agents, self.scale
         reward, std = (torch.zeros(len(transitions.row), N) for _ in range(2))
-        for rows in transitions.transition_rows.split(ASSIGN_CHUNK):
+        for rows in transitions.transition_rows.split(max(256, ASSIGN_CHUNK // N)):
+            alive = living(transitions, rows).to(self.device)  # [rows, N]
             members = (
-                fitted.predict(self.scale.inputs(transitions, rows)) * self.scale.reward_std
-            )  # [K, N, rows]
-            point = self._point(members).T + self.scale.reward_mean / N  # [rows, N]
+                fitted.predict(scale.inputs(transitions, rows), alive) * scale.reward_std
+            )  # [M, N, rows]
+            share = alive / alive.sum(1, keepdim=True)
+            point = self._point(members).T + share * scale.reward_mean
             if self.config.exact_sum:
                 team_reward = transitions.column("team_reward")[rows].to(self.device)
-                point = point + (team_reward - point.sum(1))[:, None] / N
+                point = point + share * (team_reward - point.sum(1))[:, None]
             reward[rows.cpu()] = point.cpu()
             if len(members) > 1:
                 std[rows.cpu()] = members.std(0).T.cpu()
@@ -345,12 +354,25 @@ class Macca(Decomposer):
             return AgentVerdict(name, DECLARED_SHARED)
         if diagnosis is None:
             return AgentVerdict(name, EQUAL_SPLIT)
-        verdict = EQUAL_SPLIT if fall_back else diagnosis.verdict(agent)
-        return AgentVerdict(name, verdict, diagnosis.ambiguity[agent], diagnosis.reproducibility[agent])
+        verdict = KEPT if self.reason else diagnosis.verdict(agent)
+        return AgentVerdict(
+            name,
+            EQUAL_SPLIT if fall_back else verdict,
+            diagnosis.ambiguity[agent],
+            diagnosis.reproducibility[agent],
+            diagnosis.locality.agents[agent],
+            diagnosis.exploration[agent],
+            diagnosis.overlap[agent],
+        )
+
+    @property
+    def plain_members(self) -> int:
+        """How many members of the ensemble make the estimate; the others are probes."""
+        return self.config.members - 2 if self.config.members > 2 else self.config.members
 
     def _point(self, members: Tensor) -> Tensor:
-        """The estimate of an ensemble [K, N, n]: the mean of its plain members, [N, n]."""
-        return members[: len(members) - 2 if len(members) > 2 else len(members)].mean(0)
+        """The estimate of an ensemble [M, N, n]: the mean of its plain members, [N, n]."""
+        return members[: self.plain_members].mean(0)
 
     def _on_all_inputs(self, of_varying: Tensor | None) -> Tensor | None:
         """An [N, V] array with zeros where a variable never varied: [N, all]."""
@@ -369,58 +391,62 @@ class Macca(Decomposer):
         self.fitted = self.diagnosis = None
 
     def _learn_gates(
-        self, samples: Samples, variables: Tensor, strengths: Sequence[float], steps: int, stage: str
+        self, samples: Samples, looked_at: Tensor, strengths: Sequence[float], steps: int, stage: str
     ) -> tuple[Tensor, float]:
-        """Edge probabilities [M, N, V] for M prices λ, only `variables` looked at; and the best held-out R².
+        """Edge probabilities [M, N, V] for M prices λ on the edges `looked_at` [N, V], and the best held-out R².
 
-        Half-way, variables that are closed to every head are dropped: most are by then, and the other half of
-        the steps costs a fraction.
+        The first half of the steps is common, at the lowest price. Then edges whose gate is closed are dropped
+        (most are), and every price goes its own way from there, at a fraction of the cost.
         """
         config, members = self.config, len(strengths)
-        price = torch.tensor(strengths, device=self.device)[:, None, None] * self._by_ownership(
-            samples, config.own_weight, config.global_weight, config.cross_weight
-        )  # [M, N, V]
-        prior = self._by_ownership(samples, config.own_logit, config.global_logit, config.cross_logit)
-        gate_logit = prior[:, variables].repeat(members, 1, 1).requires_grad_()  # [M, N, variables]
+        variables, counts = variables_seen(looked_at)  # [N, K]
+        weight = samples.by_ownership(config.own_weight, config.global_weight, config.cross_weight)
+        weight = weight.gather(1, variables)
+        prior = samples.by_ownership(config.own_logit, config.global_logit, config.cross_logit)
+        prior = prior.gather(1, variables).masked_fill(~counts, -math.inf)
+        gate_logit = prior[None].clone().requires_grad_()  # [1, N, K]
         heads = RewardHeads(
+            variables,
             open_probability(gate_logit.detach()).sum(2),
-            len(variables),
             config.width,
             config.structure_depth,
             stream(self.seed, "macca", stage, "init"),
-            self.device,
         )
         generator = stream(self.seed, "macca", stage, "batches", device=self.device)
         ramp = config.sparsity_ramp * steps
 
-        def learn(variables: Tensor, gate_logit: Tensor, part: range) -> None:
-            inputs, edge_price = samples.inputs[:, variables], price[:, :, variables]
-
+        def learn(gate_logit: Tensor, price: Tensor, part: range) -> None:
             def loss(step: int) -> Tensor:
                 self.report(stage, step + 1, steps)
                 drawn = (1, config.batch_size)
-                batch = torch.randint(len(inputs), drawn, generator=generator, device=self.device)
-                team_reward, ramped = samples.team_reward[batch], edge_price * min(step / ramp, 1)
-                return self.structure_loss(heads, inputs[batch], team_reward, gate_logit, ramped, generator)
+                batch = torch.randint(len(samples.inputs), drawn, generator=generator, device=self.device)
+                data = samples.inputs[batch], samples.team_reward[batch], samples.alive[batch]
+                return self.structure_loss(heads, *data, gate_logit, price * min(step / ramp, 1), generator)
 
             rates = [(heads.parameters, config.learning_rate), ([gate_logit], config.gate_learning_rate)]
             minimise(loss, rates, part, steps, config.warm_up)
 
-        learn(variables, gate_logit, range(steps // 2))
-        kept = (open_probability(gate_logit.detach()).amax((0, 1)) > CLOSED).nonzero().squeeze(1)
-        heads.keep_variables(kept)
-        variables, gate_logit = variables[kept], gate_logit.detach()[:, :, kept].requires_grad_()
-        learn(variables, gate_logit, range(steps // 2, steps))
+        learn(gate_logit, min(strengths) * weight, range(steps // 2))
+        probability = open_probability(gate_logit.detach())[0]
+        kept, counts = variables_seen(probability > CLOSED)  # [N, k]
+        heads.branch(kept, members)
+        gate_logit = gate_logit.detach()[0].gather(1, kept).masked_fill(~counts, -math.inf)
+        gate_logit = gate_logit.repeat(members, 1, 1).requires_grad_()  # [M, N, k]
+        price = torch.tensor(strengths, device=self.device)[:, None, None] * weight.gather(1, kept)
+        learn(gate_logit, price, range(steps // 2, steps))
         gate_logit = gate_logit.detach()
-        probability = torch.zeros_like(price)
-        probability[:, :, variables] = open_probability(gate_logit)
-        predicted = heads.predict(samples.heldout_inputs[:, variables], mean_gates(gate_logit)).sum(1)
+        probability = torch.zeros(members, *looked_at.shape, device=self.device)
+        probability.scatter_(2, heads.variables.expand(members, -1, -1), open_probability(gate_logit))
+        fitted = FittedFunctions(heads, mean_gates(gate_logit))
+        predicted = fitted.predict(samples.heldout_inputs, samples.heldout_alive).sum(1)
         return probability, max(r_squared(member, samples.heldout_team_reward) for member in predicted)
 
-    @staticmethod
-    def _by_ownership(samples: Samples, own: float, nobodys: float, anothers: float) -> Tensor:
-        """A value for each edge by whose variable it starts from: [N, V]."""
-        return torch.where(samples.own, own, torch.where(samples.shared, nobodys, anothers))
+    def _fit_candidates(self, samples: Samples, masks: Tensor, steps: int, stage: str) -> FittedFunctions:
+        """Reward functions on the edges of `masks` [M, N, V], all on all samples, short."""
+        plain = torch.ones(masks.shape[:2], device=self.device)
+        everyone = torch.arange(len(samples.inputs), device=self.device).expand(len(masks), -1)
+        size = torch.full((len(masks),), len(samples.inputs), device=self.device)
+        return self._fit_functions(samples, masks, plain, (everyone, size), steps, stage)
 
     def _fit_functions(
         self,
@@ -430,19 +456,17 @@ class Macca(Decomposer):
         rows: tuple[Tensor, Tensor],
         steps: int,
         stage: str,
-    ) -> "FittedFunctions":
+    ) -> FittedFunctions:
         """Reward functions on the edges of `masks` [M, N, V], member m on its own rows of the samples."""
         masks = self.open_shared_parents(samples, masks)
-        variables = masks.any(0).any(0).nonzero().squeeze(1)
-        gates = masks[:, :, variables].float()
-        inputs = samples.inputs[:, variables]
+        variables, _ = variables_seen(masks.any(0))  # [N, K]
+        gates = masks.gather(2, variables.expand(len(masks), -1, -1)).float()
         heads = RewardHeads(
+            variables,
             gates.sum(2),
-            len(variables),
             self.config.width,
             self.config.refit_depth,
             stream(self.seed, "macca", stage, "init"),
-            self.device,
         )
         generator = stream(self.seed, "macca", stage, "batches", device=self.device)
         available, size = rows
@@ -452,24 +476,9 @@ class Macca(Decomposer):
             shape = (len(masks), self.config.refit_batch_size)
             draw = torch.randint(2**62, shape, generator=generator, device=self.device)
             batch = available.gather(1, draw % size[:, None])  # [M, B]
-            return self.refit_loss(
-                heads, inputs[batch], samples.team_reward[batch], gates.unsqueeze(1), tie_weight
-            )
+            data = samples.inputs[batch], samples.team_reward[batch], samples.alive[batch]
+            return self.refit_loss(heads, *data, gates, tie_weight)
 
         rates = [(heads.parameters, self.config.refit_learning_rate)]
         minimise(loss, rates, range(steps), steps, self.config.warm_up)
-        return FittedFunctions(heads, gates, variables)
-
-
-@dataclass(frozen=True)
-class FittedFunctions:
-    """Refitted reward functions with the edges they use."""
-
-    heads: RewardHeads
-    gates: Tensor  # [M, N, used]
-    variables: Tensor  # [used] int64, which of the V variables
-    centre: Tensor | float = 0.0  # [M, N, 1] mean over the fitted transitions: constants are not identifiable
-
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Rewards [M, N, n] of `inputs` [n, V]."""
-        return self.heads.predict(inputs[:, self.variables], self.gates) - self.centre
+        return FittedFunctions(heads, gates)

@@ -1,18 +1,27 @@
-"""Decomposers by name."""
+"""Decomposers by name. Importing the names is cheap: PyTorch is loaded with the first class."""
 
+from __future__ import annotations
+
+from dataclasses import fields
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from offmarl.credit.base import Decomposer, Progress
-from offmarl.envs.base import EnvSpec
-from offmarl.errors import unknown_name
+from offmarl.errors import UsageError, unknown_name
 from offmarl.settings import configure
+
+if TYPE_CHECKING:
+    import torch
+
+    from offmarl.credit.base import Decomposer, Progress
+    from offmarl.envs.base import EnvSpec
 
 DECOMPOSERS: dict[str, str] = {
     "macca": "offmarl.credit.macca:Macca",
+    "macca-paper": "offmarl.credit.macca_paper:MaccaPaper",
     "mean": "offmarl.credit.baselines:EqualSplit",
+    "additive": "offmarl.credit.additive:Additive",
+    "shapley": "offmarl.credit.shapley:Shapley",
+    "difference": "offmarl.credit.difference:Difference",
 }
 
 
@@ -23,6 +32,17 @@ def decomposer_class(method: str) -> type[Decomposer]:
     module, _, attribute = DECOMPOSERS[method].partition(":")
     found: type[Decomposer] = getattr(import_module(module), attribute)
     return found
+
+
+def require_setting(method: str, setting: str, flag: str) -> None:
+    """Raise `UsageError` for a flag that `method` has no use for, naming the methods that have."""
+    if not _has_setting(method, setting):
+        able = ", ".join(name for name in DECOMPOSERS if _has_setting(name, setting))
+        raise UsageError(f"{flag} means nothing to the method '{method}'; it is for: {able}")
+
+
+def _has_setting(method: str, setting: str) -> bool:
+    return setting in (field.name for field in fields(decomposer_class(method).config_class))
 
 
 def make_decomposer(

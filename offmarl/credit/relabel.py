@@ -35,22 +35,61 @@ FOLDER = "credit"  # inside the dataset's folder
 FORMAT = "offmarl-credit"
 VERSION = 1
 BUILT_IN = ("team", "mean", "true")  # rewards that need no file
+DOUBTFUL_EDGE = 0.05  # probability from which an edge that was not kept is still worth telling
 
 
 @dataclass(frozen=True)
 class CreditReport:
-    """What a decomposition found; everything that `offmarl decompose` prints."""
+    """What a decomposition found; everything that `offmarl decompose` and `offmarl credit show` print."""
 
     name: str
     path: Path  # of the credit file
+    method: str
+    config: dict[str, Any]  # every setting of the method
+    seed: int
+    created: str  # ISO 8601, UTC
     seconds: float
     credit: Credit
     truth: dict[str, float | None] | None  # agreement with the true rewards on held-out rows, where known
+
+    def edges(self, agent: int) -> list[dict[str, Any]]:
+        """The variables an agent's reward may depend on, the most probable first.
+
+        Those that were kept, and those that were not but have a probability of at least `DOUBTFUL_EDGE`.
+        """
+        credit = self.credit
+        if credit.masks is None:
+            return []
+        kept = credit.masks[agent].cpu()
+        probability = (
+            kept.double() if credit.edge_probability is None else credit.edge_probability[agent].cpu()
+        )
+        found = [
+            {
+                "variable": credit.input_names[k],
+                "probability": round(float(probability[k]), 4),
+                "kept": bool(kept[k]),
+            }
+            for k in (kept | (probability >= DOUBTFUL_EDGE)).nonzero().flatten().tolist()
+        ]
+        return sorted(found, key=lambda edge: (not edge["kept"], -edge["probability"]))
+
+    def typical_std(self) -> list[float] | None:
+        """Root mean square, by agent, of the spread of its reward over the ensemble on held-out transitions."""
+        std, rows = self.credit.std, self.credit.heldout_rows
+        if std is None:
+            return None
+        known = std if rows is None else std[rows]
+        spread: list[float] = known.double().square().mean(0).sqrt().tolist()
+        return spread
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays, ready for `json.dumps`: never NaN, null where something is undefined."""
         answer = {
             "credit": self.name,
+            "method": self.method,
+            "seed": self.seed,
+            "created": self.created,
             "fit_r2": self.credit.metrics.get("fit_r2"),
             "fallback": self.credit.fallback,
             "truth": self.truth,
@@ -58,6 +97,8 @@ class CreditReport:
             "agents": [asdict(agent) for agent in self.credit.agents],
             "reason": self.credit.reason,
             "metrics": self.credit.metrics,
+            "edges": {agent.name: self.edges(index) for index, agent in enumerate(self.credit.agents)},
+            "std": self.typical_std(),
         }
         finite: dict[str, Any] = _without_nan(answer)
         return finite
@@ -83,7 +124,7 @@ def decompose(
     not to be overwritten; `DataError` for an unfinished or damaged dataset.
     """
     # A wrong method or setting is told before a wrong name.
-    configure(decomposer_class(method).config_class, dict(values or {}), "credit")
+    config: Any = configure(decomposer_class(method).config_class, dict(values or {}), "credit")
     name = name or method
     _check_name(name, method)
     path = credit_path(dataset, name) if out is None else out / f"{name}.h5"
@@ -101,10 +142,36 @@ def decompose(
     seconds = time.perf_counter() - started
     rows = transitions.transition_rows if credit.heldout_rows is None else credit.heldout_rows
     report = CreditReport(
-        name if out is None else str(path), path, seconds, credit, _truth(dataset, credit, rows.cpu())
+        name=name if out is None else str(path),
+        path=path,
+        method=method,
+        config=asdict(config),
+        seed=seed,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        credit=credit,
+        truth=_truth(dataset, credit, rows.cpu()),
     )
-    _write(report, dataset, method, dict(values or {}), seed)
+    _write(report, dataset)
     return report
+
+
+def stored_report(dataset: Dataset, name: str | Path) -> CreditReport:
+    """What `decompose` reported when it wrote the credit `name`. Raises like `rewards_for`."""
+    path = _find(dataset, name)
+    with _opened(path, dataset) as file:
+        about = json.loads(file.attrs["about"])
+        return CreditReport(
+            name=str(name),
+            path=path,
+            method=about["method"],
+            config=about["config"],
+            seed=about["seed"],
+            created=about["created"],
+            seconds=about["seconds"],
+            credit=_credit(file, about),
+            truth=about["truth"],
+        )
 
 
 def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
@@ -114,17 +181,13 @@ def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
     the path of a credit file. Raises `UsageError` for a name that is not there (with what is, and the command
     that makes it), `DataError` for a file that is damaged or belongs to other data.
     """
+    require_rewards(dataset, name)
     n_agents = dataset.spec.n_agents
     if name in ("team", "mean"):
         team_reward = dataset.read("team_reward").float()
         share = team_reward / n_agents if name == "mean" else team_reward
         return _zero_at_ends(dataset, share[:, None].expand(-1, n_agents).clone())
     if name == "true":
-        if "agent_reward" not in dataset.card.arrays:
-            raise UsageError(
-                f"dataset {dataset.id} does not say what each agent truly earned; rewards it offers: "
-                f"{', '.join(available_rewards(dataset))}"
-            )
         return _zero_at_ends(dataset, dataset.read("agent_reward").float())
     path = _find(dataset, name)
     with _opened(path, dataset) as file:
@@ -134,29 +197,37 @@ def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
     return reward
 
 
+def require_rewards(dataset: Dataset, name: str | Path) -> None:
+    """Raise `UsageError` for rewards that `rewards_for` would not find, without reading any data."""
+    if name == "true" and "agent_reward" not in dataset.card.arrays:
+        raise UsageError(
+            f"dataset {dataset.id} does not say what each agent truly earned; rewards it offers: "
+            f"{', '.join(available_rewards(dataset))}"
+        )
+    if name not in BUILT_IN:
+        _find(dataset, name)
+
+
 def read_credit(dataset: Dataset, name: str | Path) -> Credit:
     """Read a credit file with everything a figure needs. Raises like `rewards_for`."""
-    path = _find(dataset, name)
-    with _opened(path, dataset) as file:
-        about = json.loads(file.attrs["about"])
+    return stored_report(dataset, name).credit
 
-        def array(key: str) -> Tensor | None:
-            return torch.from_numpy(file[key][:]) if key in file else None
 
-        mask, reward = array("mask"), array("reward")
-        assert reward is not None
-        return Credit(
-            reward=reward,
-            std=array("std"),
-            masks=None if mask is None else mask.bool(),
-            edge_probability=array("edge_probability"),
-            input_names=tuple(file["input_names"].asstr()[:]) if "input_names" in file else (),
-            heldout_rows=array("heldout_rows"),
-            metrics=about["metrics"],
-            agents=[AgentVerdict(**agent) for agent in about["agents"]],
-            fallback=about["fallback"],
-            reason=about["reason"],
+def about_credit(dataset: Dataset, name: str | Path) -> dict[str, Any]:
+    """What a credit file says of itself, without its arrays. Raises like `rewards_for`."""
+    with _opened(_find(dataset, name), dataset) as file:
+        about: dict[str, Any] = json.loads(file.attrs["about"])
+    return about
+
+
+def latest_credit(dataset: Dataset) -> str:
+    """Name the decomposition that was made last. Raises `UsageError` where there is none."""
+    names = credit_names(dataset)
+    if not names:
+        raise UsageError(
+            f"dataset {dataset.id} has no decomposition yet. Make one with: offmarl decompose --dataset {dataset.id}"
         )
+    return max(names, key=lambda name: credit_path(dataset, name).stat().st_mtime_ns)
 
 
 def agreement(dataset: Dataset, name: str | Path) -> dict[str, float | None] | None:
@@ -168,9 +239,7 @@ def agreement(dataset: Dataset, name: str | Path) -> dict[str, float | None] | N
     if "agent_reward" not in dataset.card.arrays:
         return None
     if name not in BUILT_IN:
-        path = _find(dataset, name)
-        with _opened(path, dataset) as file:
-            truth: dict[str, float | None] | None = json.loads(file.attrs["about"])["truth"]
+        truth: dict[str, float | None] | None = about_credit(dataset, name)["truth"]
         return truth
     rows = torch.ones(dataset.card.rows, dtype=torch.bool)
     rows[dataset.episode_start[1:] - 1] = False
@@ -245,6 +314,28 @@ def _check_belongs(file: h5py.File, path: Path, dataset: Dataset) -> None:
         )
 
 
+def _credit(file: h5py.File, about: Mapping[str, Any]) -> Credit:
+    """The arrays of an open credit file and what it says about them."""
+
+    def array(key: str) -> Tensor | None:
+        return torch.from_numpy(file[key][:]) if key in file else None
+
+    mask, reward = array("mask"), array("reward")
+    assert reward is not None
+    return Credit(
+        reward=reward,
+        std=array("std"),
+        masks=None if mask is None else mask.bool(),
+        edge_probability=array("edge_probability"),
+        input_names=tuple(file["input_names"].asstr()[:]) if "input_names" in file else (),
+        heldout_rows=array("heldout_rows"),
+        metrics=about["metrics"],
+        agents=[AgentVerdict(**agent) for agent in about["agents"]],
+        fallback=about["fallback"],
+        reason=about["reason"],
+    )
+
+
 def _zero_at_ends(dataset: Dataset, reward: Tensor) -> Tensor:
     """The last row of an episode has no action and earns nothing."""
     reward[dataset.episode_start[1:] - 1] = 0
@@ -266,17 +357,13 @@ def _truth(dataset: Dataset, credit: Credit, rows: Tensor) -> dict[str, float | 
     )
 
 
-def _write(report: CreditReport, dataset: Dataset, method: str, values: dict[str, Any], seed: int) -> None:
+def _write(report: CreditReport, dataset: Dataset) -> None:
     """Write the arrays, then the json; a reader needs only the arrays' file."""
     credit = report.credit
-    config = asdict(configure(decomposer_class(method).config_class, values, "credit"))
     about = report.to_json() | {
-        "method": method,
-        "config": config,
-        "seed": seed,
+        "config": report.config,
         "dataset": dataset.id,
         "dataset_sha256": dataset.card.sha256,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "offmarl": offmarl.__version__,
             "torch": torch.__version__,

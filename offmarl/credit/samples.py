@@ -3,6 +3,7 @@
 Shapes: n fitted and H held-out transitions, N agents, V variables that vary, M members of an ensemble.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,16 +23,16 @@ class Samples:
 
     inputs: Tensor  # [n, V]
     team_reward: Tensor  # [n]
+    alive: Tensor  # [n, N] float, 0 where an agent is dead and earns nothing
     episode: Tensor  # [n] int64, 0 ... episodes - 1
     heldout_inputs: Tensor  # [H, V]
     heldout_team_reward: Tensor  # [H]
+    heldout_alive: Tensor  # [H, N]
     heldout_rows: Tensor  # [H] int64, rows of the dataset
     scale: "Scale"
     own: Tensor  # [N, V] bool: the variable is the agent's own
     shared: Tensor  # [V] bool: the variable is nobody's
-    roles: list[
-        Tensor
-    ]  # [members of the role, k] int64 each: the same k own variables of interchangeable agents
+    roles: list[Tensor]  # [members, k] int64 for each role: the same k own variables of agents that play it
 
     def resample_episodes(self, members: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw whole episodes with replacement: rows of `inputs` [M, longest], padded, and their number [M]."""
@@ -44,6 +45,18 @@ class Samples:
             drawn.append(samples.repeat_interleave(times[self.episode]))
         size = torch.tensor([len(rows) for rows in drawn], device=self.episode.device)
         return torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True), size
+
+    def by_ownership(self, own: float, nobodys: float, anothers: float) -> Tensor:
+        """A value for each edge by whose variable it starts from: [N, V]."""
+        return torch.where(self.own, own, torch.where(self.shared, nobodys, anothers))
+
+    def interactions(self, residual: Tensor) -> Tensor:
+        """How strongly `residual` [n] varies with variable v times an own variable of agent i: [N, V].
+
+        |E[residual · own · v]|, the largest over the agent's own variables.
+        """
+        product = ((self.inputs * residual[:, None]).T @ self.inputs).abs() / len(residual)  # [V, V]
+        return torch.stack([(product * own[:, None]).amax(0) for own in self.own])
 
 
 @dataclass
@@ -67,36 +80,59 @@ class Scale:
         return (raw - self.reward_mean) / (self.reward_std or 1.0)
 
 
+def living(transitions: Transitions, rows: Tensor) -> Tensor:
+    """Who is alive when the transitions in `rows` [n] start: [n, N] float, 1 or 0.
+
+    Everybody where the data does not say; everybody, too, where nobody is: somebody must have earned the reward.
+    """
+    if "alive" not in transitions.columns:
+        return torch.ones(1, 1, device=transitions.device).expand(len(rows), transitions.spec.n_agents)
+    alive = transitions.column("alive")[rows.to(transitions.device)] > 0
+    return (alive | ~alive.any(1, keepdim=True)).float()
+
+
 def prepare(
-    transitions: Transitions, heldout: float, max_transitions: int, seed: int, device: torch.device
+    transitions: Transitions,
+    heldout: float,
+    max_transitions: int,
+    seed: int,
+    device: torch.device,
+    layout: InputLayout | None = None,
 ) -> Samples:
     """Split, standardise and index the transitions; at least two episodes are needed.
 
     A share `heldout` of the episodes (one at least) is held out, and so many of the others are fitted that
-    their transitions do not exceed `max_transitions` (one at least).
+    their transitions do not exceed `max_transitions` (one at least). `layout` is the task's own unless given.
     """
     train_rows, episode, heldout_rows = split_episodes(transitions, heldout, max_transitions, seed)
-    layout = input_layout(transitions.spec)
+    layout = layout or input_layout(transitions.spec)
     raw = transition_inputs(transitions, train_rows.to(transitions.device)).to(device)  # [n, all]
-    mean, std = raw.mean(0), raw.std(0)
-    varying = (std > NEVER_VARIES * (1 + mean.abs())).nonzero().squeeze(1)
+    # Constants go first: the means of a wider matrix are summed in another order.
+    varying = (raw.amax(0) > raw.amin(0)).nonzero().squeeze(1)
+    raw = raw[:, varying]
+    mean = raw.mean(0)
+    std = (raw.sub_(mean).square().sum(0) / (len(raw) - 1)).sqrt()
+    enough = std > NEVER_VARIES * (1 + mean.abs())
+    varying, mean, std = varying[enough], mean[enough], std[enough]
     team_reward = transitions.column("team_reward")[train_rows.to(transitions.device)].double()
     reward_mean, reward_std = float(team_reward.mean()), float(team_reward.std())
     if reward_std <= NEVER_VARIES * (1 + abs(reward_mean)):
         reward_std = 0.0
-    scale = Scale(varying, mean[varying], std[varying], reward_mean, reward_std)
+    scale = Scale(varying, mean, std, reward_mean, reward_std)
     kept = varying.cpu()
     return Samples(
-        inputs=(raw[:, varying] - scale.input_mean) / scale.input_std,
+        inputs=raw[:, enough].div_(std),
         team_reward=scale.team_reward(transitions, train_rows),
+        alive=living(transitions, train_rows).to(device),
         episode=episode.to(device),
         heldout_inputs=scale.inputs(transitions, heldout_rows),
         heldout_team_reward=scale.team_reward(transitions, heldout_rows),
+        heldout_alive=living(transitions, heldout_rows).to(device),
         heldout_rows=heldout_rows,
         scale=scale,
         own=layout.belongs(transitions.spec.n_agents)[:, kept].to(device),
         shared=layout.shared[kept].to(device),
-        roles=[role.to(device) for role in _roles(transitions, layout, kept)],
+        roles=[role.to(device) for role in _roles(transitions.spec, layout, kept)],
     )
 
 
@@ -116,32 +152,33 @@ def split_episodes(
     return rows[fitted], rank[fitted] - n_heldout, rows[rank < n_heldout][:max_transitions]
 
 
-def _roles(transitions: Transitions, layout: InputLayout, varying: Tensor) -> list[Tensor]:
+def _roles(spec: EnvSpec, layout: InputLayout, varying: Tensor) -> list[Tensor]:
     """Own variables of agents that play the same role and observe alike, position by position.
 
     Only where the variables are observations: dimensions of a global state have no layout to compare.
     """
-    spec = transitions.spec
     if spec.state_owner:
         return []
     place = {int(variable): k for k, variable in enumerate(varying)}
     roles = []
     for group in spec.groups:
         agents = [spec.agents.index(name) for name in group]
-        alike = len({_anonymous(spec, agent) for agent in agents}) == 1
-        if len(agents) < 2 or not alike:
+        own = [(layout.owner == agent).nonzero().squeeze(1).tolist() for agent in agents]
+        called = {
+            _anonymous([layout.names[k] for k in variables], name, spec.agents)
+            for name, variables in zip(group, own, strict=True)
+        }
+        if len(agents) < 2 or len(called) > 1:
             continue
-        own = torch.stack([(layout.owner == agent).nonzero().squeeze(1) for agent in agents])  # [members, k]
-        everywhere = [column for column in own.T.tolist() if all(variable in place for variable in column)]
+        everywhere = [
+            column for column in zip(*own, strict=True) if all(variable in place for variable in column)
+        ]
         if everywhere:
             roles.append(torch.tensor([[place[variable] for variable in column] for column in everywhere]).T)
     return roles
 
 
-def _anonymous(spec: EnvSpec, agent: int) -> tuple[str, ...]:
-    """Names of an agent's variables without saying which other agent they are about."""
-    names = spec.obs_names[agent] + spec.action_names[agent]
-    subjects = (name.partition(".") for name in names)
-    return tuple(
-        f"other.{rest}" if dot and who in spec.agents else who + dot + rest for who, dot, rest in subjects
-    )
+def _anonymous(names: Sequence[str], agent: str, agents: Sequence[str]) -> tuple[str, ...]:
+    """Names of an agent's variables without saying which agent, or which other agent, they are about."""
+    who = dict.fromkeys(agents, "other") | {agent: "own"}
+    return tuple(".".join(who.get(part, part) for part in name.split(".")) for name in names)

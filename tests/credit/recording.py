@@ -12,8 +12,14 @@ from offmarl.envs.registry import make
 from offmarl.streams import stream
 
 # A fraction of the real effort, enough for 12,000 transitions of three agents.
-QUICK = {"structure_steps": 1_000, "refit_steps": 300, "pruning_factors": (), "width": 32}
-HASTY = QUICK | {"structure_steps": 120, "refit_steps": 60}
+QUICK = {
+    "structure_steps": 1_000,
+    "refit_steps": 300,
+    "pruning_factors": (),
+    "width": 32,
+    "choice_steps": 200,
+}
+HASTY = QUICK | {"structure_steps": 120, "refit_steps": 60, "choice_steps": 20}
 
 
 def record(

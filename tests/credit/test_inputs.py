@@ -1,9 +1,11 @@
+import pytest
 import torch
 
 from offmarl.credit.inputs import NOBODY, input_layout, transition_inputs
 from offmarl.credit.samples import prepare, split_episodes
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
+from offmarl.errors import UsageError
 
 
 def _discrete() -> Transitions:
@@ -49,6 +51,59 @@ def test_an_owned_state_takes_the_place_of_observations(scm):
     inputs = transition_inputs(transitions, row[None])[0]
     assert inputs[: spec.state_dim].equal(transitions.column("state")[row])
     assert inputs[-spec.state_dim :].equal(transitions.column("state")[row + 1])
+
+
+def test_a_users_map_of_owners_is_taken_over_the_tasks():
+    spec = _discrete().spec
+    layout = input_layout(spec, {"a.*": "b", "a.x": "nobody", "*.go": "a", "next.b.x": "a"})
+    owner = dict(zip(layout.names, layout.owner.tolist(), strict=True))
+    assert [owner[name] for name in ("a.x", "a.y", "b.x")] == [NOBODY, 1, 1]  # a name beats a pattern
+    assert [owner[name] for name in ("next.a.x", "next.a.y", "next.b.x")] == [
+        NOBODY,
+        1,
+        0,
+    ]  # follows unless given
+    assert [owner[name] for name in ("a.stay", "a.go", "b.stay", "b.go")] == [
+        1,
+        0,
+        1,
+        0,
+    ]  # later beats earlier
+    assert input_layout(spec, {}).owner.equal(input_layout(spec).owner)
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        ({"a.speed": "a"}, "unknown variable 'a.speed'"),
+        ({"c.*": "a"}, r"unknown variable 'c\.\*'"),
+        ({"a.x": "everybody"}, "unknown owner of 'a.x' 'everybody'"),
+    ],
+)
+def test_a_map_of_owners_that_fits_nothing_is_refused(owner, message):
+    with pytest.raises(UsageError, match=message):
+        input_layout(_discrete().spec, owner)
+
+
+def test_roles_follow_the_owners():
+    spec = _discrete().spec
+    alike = {"obs_names": (("x", "y"),) * 2, "action_names": (("stay", "go"),) * 2}
+    spec = spec.model_copy(update=alike)
+    arrays = {"obs": torch.randn(48, 2, 2, generator=torch.Generator().manual_seed(0))}
+    arrays |= {"action": torch.arange(96).view(48, 2) // 2 % 2, "team_reward": torch.arange(48.0)}
+    arrays["action"][::3, 0] = 1
+    truncated = (torch.arange(48) % 4 == 2).float()
+    arrays |= {"terminated": 0 * truncated, "truncated": truncated}
+    transitions = Transitions.from_arrays(spec, arrays, torch.arange(13) * 4)
+
+    def roles(owner):
+        return prepare(transitions, 0.25, 10**9, 0, torch.device("cpu"), input_layout(spec, owner)).roles
+
+    (role,) = roles({})
+    assert role.tolist() == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
+    (role,) = roles({"*.y": "nobody"})
+    assert role.tolist() == [[0, 4, 5, 8], [2, 6, 7, 10]]
+    assert roles({"a.y": "nobody"}) == []  # the agents no longer own alike
 
 
 def test_the_split_keeps_episodes_whole_and_is_a_partition(scm):

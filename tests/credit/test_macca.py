@@ -6,10 +6,14 @@ from recording import QUICK, record
 
 from offmarl.credit.base import Credit
 from offmarl.credit.diagnosis import agreement_with_truth
+from offmarl.credit.heads import FittedFunctions, RewardHeads, variables_seen
 from offmarl.credit.macca import Macca, MaccaConfig
+from offmarl.credit.samples import prepare
 from offmarl.data.table import Transitions
+from offmarl.envs.base import EnvSpec
 from offmarl.errors import UsageError
 from offmarl.settings import configure
+from offmarl.streams import stream
 
 
 def split(transitions: Transitions, config: MaccaConfig, seed: int = 0) -> Credit:
@@ -114,16 +118,17 @@ def test_a_constant_column_changes_nothing(scm, hasty):
     with_constant = Transitions.from_arrays(wider, arrays, transitions.episode_start)
     config = replace(hasty, fallback=False)
     credit = split(with_constant, config)
-    # Not bit for bit: the means of a wider matrix are summed in another order.
-    assert torch.allclose(credit.reward, split(transitions, config).reward, atol=1e-3)
+    assert credit.reward.equal(split(transitions, config).reward)
     assert not credit.masks[:, credit.input_names.index("global.constant")].any()
 
 
 def test_what_agents_are_taught_with_is_never_looked_at(scm, hasty):
     transitions, truth = scm
     config = replace(hasty, fallback=False)
-    informed = split(transitions.with_reward(truth), config).reward
-    assert informed.equal(split(transitions, config).reward)
+    plain = split(transitions, config).reward
+    assert split(transitions.with_reward(truth), config).reward.equal(plain)
+    secret = transitions.spec.model_copy(update={"causes": None, "has_agent_reward": False})
+    assert split(replace(transitions, spec=secret), config).reward.equal(plain)
 
 
 def test_exchanging_two_agents_exchanges_the_answer(scm, quick, recovered):
@@ -233,6 +238,112 @@ def test_discrete_actions_and_observed_inputs_are_decomposed():
     assert {"agent_0.x", "agent_0.go"} <= names[0]
     assert "agent_1.wait" in names[1]
     assert not any(name.startswith("agent_1") for name in names[0])
+
+
+def _skirmish(rows_each: int = 20, episodes: int = 60) -> Transitions:
+    """Four soldiers with a state of 300 dimensions, 15 choices, illegal ones and casualties."""
+    N, K, D = 4, 15, 300
+    spec = EnvSpec(
+        id="skirmish",
+        agents=tuple(f"soldier_{i}" for i in range(N)),
+        groups=(tuple(f"soldier_{i}" for i in range(N)),),
+        action_type="discrete",
+        obs_names=(("x", "y"),) * N,
+        action_names=(tuple(f"choice_{k}" for k in range(K)),) * N,
+        state_names=tuple(f"s{k}" for k in range(D)),
+        state_owner=tuple(k % N if k < 200 else -1 for k in range(D)),
+        horizon=rows_each,
+    )
+    generator = torch.Generator().manual_seed(0)
+    rows = episodes * (rows_each + 1)
+    state = torch.randn(rows, D, generator=generator)
+    legal = torch.rand(rows, N, K, generator=generator) < 0.5
+    legal[..., 0] = True
+    action = torch.where(legal, torch.rand(rows, N, K, generator=generator), -1.0).argmax(2)
+    step = torch.arange(rows) % (rows_each + 1)
+    death = torch.randint(2, 4 * rows_each, (episodes, N), generator=generator).repeat_interleave(
+        rows_each + 1, 0
+    )
+    alive = step[:, None] < death
+    truth = (2 + 2 * state[:, :N] * (action < 5)) * alive
+    ended = (step == rows_each - 1).float()
+    arrays = {"obs": state[:, :8].view(rows, N, 2), "state": state, "action": action, "legal": legal.float()}
+    arrays |= {
+        "team_reward": truth.sum(1),
+        "alive": alive.float(),
+        "terminated": 0 * ended,
+        "truncated": ended,
+    }
+    starts = torch.arange(episodes + 1) * (rows_each + 1)
+    return Transitions.from_arrays(spec, arrays, starts)
+
+
+def test_soldiers_with_choices_long_states_and_casualties_are_paid_while_they_live(hasty):
+    transitions = _skirmish()
+    rows = transitions.transition_rows
+    dead = transitions.column("alive")[rows] == 0
+    dead &= ~dead.all(1, keepdim=True)  # where nobody lives, all share what was earned
+    assert dead.any()
+    decomposer = Macca(
+        transitions.spec, replace(hasty, fallback=False, cross_candidates=32, screening_steps=20)
+    )
+    decomposer.fit(transitions)
+    for exact_sum in (True, False):
+        decomposer.config = replace(decomposer.config, exact_sum=exact_sum)
+        credit = decomposer.assign(transitions)
+        assert credit.reward.shape == (len(transitions.row), 4)
+        assert credit.masks.shape == (4, 2 * 300 + 4 * 15)
+        assert not credit.reward[rows][dead].any()
+        assert not credit.std[rows][dead].any()
+        residual = credit.reward[rows].sum(1) - transitions.column("team_reward")[rows]
+        assert (residual.abs().max() <= 1e-4) == exact_sum
+        assert abs(float(residual.mean())) < 0.2  # constants are shared out in both cases
+
+
+def test_functions_are_centred_on_the_living_who_share_the_constants():
+    variables, counts = variables_seen(torch.tensor([[True, False], [False, True]]))
+    heads = RewardHeads(variables, counts.float().sum(1)[None], 4, 1, stream(0, "heads"))
+    inputs = torch.randn(50, 2, generator=stream(0, "inputs"))
+    alive = (torch.rand(50, 2, generator=stream(0, "alive")) < 0.7).float()
+    alive[:, 0] = torch.maximum(alive[:, 0], 1 - alive[:, 1])
+    raw = FittedFunctions(heads, counts.float()[None])
+    fitted = raw.centred(inputs, alive)
+    reward = fitted.predict(inputs, alive)[0].T  # [50, 2]
+    assert not reward[alive == 0].any()
+    team = raw.predict(inputs, alive)[0].sum(0)
+    assert abs(float(team.mean())) > 1e-3
+    assert torch.allclose(reward.sum(1), team - team.mean(), atol=1e-6)
+    free = heads.predict(inputs, raw.gates)[0].T  # [50, 2]
+    alone, both = alive[:, 1] == 0, alive.all(1)
+    assert torch.allclose(reward[alone, 0], free[alone, 0] - team.mean(), atol=1e-6)
+    for agent in (0, 1):
+        centre = free[alive[:, agent] == 1, agent].mean()
+        shift = (reward[both, agent] - (free[both, agent] - centre)).unique()
+        assert shift.std(correction=0) < 1e-6  # the same constant share wherever both live
+
+
+def test_others_variables_are_looked_at_where_they_interact_with_own_ones(hasty):
+    transitions, _ = record("scm_b2", 12_000, options={"agents": 4})
+    spec = transitions.spec
+    decomposer = Macca(spec, replace(hasty, cross_candidates=3, screening_steps=400))
+    samples = prepare(transitions, 0.1, 10**9, 0, torch.device("cpu"))
+    candidates = decomposer.candidates(samples)
+    near = samples.own | samples.shared
+    assert (candidates & near).equal(near)
+    assert (candidates & ~near).sum(1).tolist() == [3] * 4
+    names = [decomposer.layout.names[k] for k in samples.scale.varying.tolist()]
+    for agent, causes in enumerate(spec.causes):
+        assert all(candidates[agent, names.index(name)] for name in causes)
+    assert Macca(spec, hasty).candidates(samples).all()
+
+
+def test_a_users_map_of_owners_decides_whose_variables_are(scm, hasty):
+    transitions, _ = scm
+    everything = dict.fromkeys(("agent_0.*", "agent_1.*", "agent_2.*", "global.*"), "agent_2")
+    credit = split(transitions, replace(hasty, owner=everything, fallback=False))
+    assert credit.masks[2].sum() > credit.masks[:2].sum()
+    with pytest.raises(UsageError, match=r"variable 'agent_0\.x77'"):
+        Macca(transitions.spec, replace(hasty, owner={"agent_0.x77": "nobody"}))
 
 
 def test_a_wrong_setting_is_refused():

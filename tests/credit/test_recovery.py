@@ -52,6 +52,7 @@ def decomposed(
     [
         ("scm_a", None, 0.95, 0.98, 0.93),
         ("scm_a", 8, 0.95, 0.98, 0.93),
+        ("scm_a", 16, 0.90, 0.95, 0.85),
         ("scm_b1", None, 0.95, 0.98, 0.93),
         ("scm_d", None, 0.95, 0.98, 0.93),
         ("scm_e", None, 0.95, 0.95, 0.85),
@@ -65,6 +66,13 @@ def test_known_causes_are_recovered(case, agents, f1, pearson, skill):
     assert found["f1"] >= f1
     assert found["pearson"] >= pearson
     assert found["skill"] >= skill
+    assert found["hijack"] == 0
+
+
+def test_ten_thousand_transitions_suffice_for_four_agents():
+    credit, found = decomposed("scm_a", 10_000)
+    assert not credit.fallback, credit.reason
+    assert found["skill"] >= 0.80
     assert found["hijack"] == 0
 
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from recording import HASTY
 
-from offmarl.credit.relabel import available_rewards, decompose, read_credit, rewards_for
+from offmarl.credit.relabel import (
+    available_rewards,
+    decompose,
+    latest_credit,
+    read_credit,
+    rewards_for,
+    stored_report,
+)
 from offmarl.data.load import load_transitions
 from offmarl.errors import DataError, UsageError
 
@@ -23,7 +30,11 @@ def test_a_decomposition_is_written_read_and_reported(dataset):
     shown = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert {"credit", "fit_r2", "fallback", "truth", "seconds", "agents", "reason"} <= shown.keys()
     assert shown["truth"].keys() == {"pearson", "r2", "skill", "hijack", "f1"}
-    assert shown["agents"][0].keys() == {"name", "ambiguity", "reproducibility", "verdict"}
+    assert shown["agents"][0].keys() >= {"name", "ambiguity", "reproducibility", "locality", "verdict"}
+    assert len(shown["std"]) == 3
+    assert (
+        sum(edge["kept"] for edges in shown["edges"].values() for edge in edges) == report.credit.masks.sum()
+    )
     assert shown["credit"] == "macca"
     assert shown["seconds"] > 0
 
@@ -33,6 +44,9 @@ def test_a_decomposition_is_written_read_and_reported(dataset):
     assert reward.equal(rewards_for(dataset, dataset.folder / "credit" / "macca.h5"))
     load_transitions(dataset).with_reward(reward)
 
+    stored = stored_report(dataset, "macca")
+    assert stored.to_json() == report.to_json()
+    assert latest_credit(dataset) == "macca"
     credit = read_credit(dataset, "macca")
     assert credit.masks.equal(report.credit.masks)
     assert credit.input_names == report.credit.input_names
