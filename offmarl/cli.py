@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from offmarl import __version__
+from offmarl.cli_credit import credit_app, print_credit
+from offmarl.cli_options import DatasetOption, Device, Json, Out, Overwrite, Seed, Settings, say_which
 from offmarl.console import Terminal
+from offmarl.credit.registry import DECOMPOSERS
 from offmarl.errors import OffmarlError, UsageError
 from offmarl.settings import parse_settings
 
@@ -23,22 +26,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="List, show and check datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(credit_app, name="credit")
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 STOPPED = 130  # exit code after Ctrl-C
-
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Write here instead of under $OFFMARL_HOME.")]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. env.agents=8; repeatable."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the same command wrote before.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", metavar="ID|PATH", help="Dataset; the latest if not given.")
-]
 
 
 def _version(value: bool) -> None:
@@ -114,11 +105,17 @@ def collect(
 @app.command()
 def decompose(
     dataset: DatasetOption = None,
-    method: Annotated[str, typer.Option(help="macca, or mean for the plain split R/N.")] = "macca",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(DECOMPOSERS)}.")] = "macca",
     name: Annotated[str | None, typer.Option(help="Name of the result; the method's if not given.")] = None,
     shared_reward: Annotated[
         bool, typer.Option("--shared-reward", help="Declare that all agents are paid the same: R/N, exactly.")
     ] = False,
+    owner: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML or JSON: whose a variable (or pattern) is, an agent or nobody."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -127,16 +124,21 @@ def decompose(
     as_json: Json = False,
 ) -> None:
     """Take the team reward apart: who earned it, and how sure is that?"""
+    from offmarl.credit.owner import read_owner
+    from offmarl.credit.registry import require_setting
     from offmarl.credit.relabel import decompose as decompose_dataset
     from offmarl.data.catalog import find_dataset
-    from offmarl.report.tables import credit_columns, credit_lines, credit_rows
 
     terminal = Terminal(as_json)
     values = parse_settings(settings or [], ["credit"])["credit"]
     if shared_reward:
+        require_setting(method, "shared_reward", "--shared-reward")
         values["shared_reward"] = True
+    if owner is not None:
+        require_setting(method, "owner", "--owner")
+        values["owner"] = read_owner(owner)
     source = find_dataset(dataset)
-    _say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id)
     with terminal.stages() as progress:
         report = decompose_dataset(
             source,
@@ -149,10 +151,8 @@ def decompose(
             progress=progress,
             device=_device(device),
         )
-    terminal.table(f"{source.card.id}: who earned the team's reward", credit_columns(), credit_rows(report))
-    for line in credit_lines(report):
-        terminal.line(line)
-    terminal.json(report.to_json())
+    print_credit(terminal, source, report)
+    terminal.line(f"wrote {report.path} in {report.seconds:.0f} s")
     again = dataset or source.card.id
     terminal.line(f"next: offmarl train --dataset {again} --learner cql --rewards {report.name}")
 
@@ -161,7 +161,7 @@ def decompose(
 def train(
     dataset: DatasetOption = None,
     learner: Annotated[
-        str, typer.Option(help="bc, td3bc or cql; the form follows the dataset's actions.")
+        str, typer.Option(help="bc, td3bc, cql, d3rlpy:iql, ...; the form follows the dataset's actions.")
     ] = "cql",
     rewards: Annotated[
         str, typer.Option(help="team, mean, true, or a decomposition: its name or file.")
@@ -185,7 +185,7 @@ def train(
     if steps is not None:
         chosen["train"]["steps"] = steps
     source = find_dataset(dataset)
-    _say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id)
     request = TrainRequest(
         learner=learner,
         rewards=rewards,
@@ -249,6 +249,95 @@ def evaluate(
         draw_scores(report, figure)
         terminal.line(f"wrote {figure}")
     terminal.json(report.to_json())
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Id or path of a run; the latest if not given.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="offmarl, torchscript or onnx.")] = "offmarl",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Which of the run's seeds; its first if not given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write here instead of ./policy.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a trained policy into a folder that needs neither the dataset nor the training code."""
+    from offmarl.training.export import export_run
+    from offmarl.training.run import find_run
+
+    terminal = Terminal(as_json)
+    source, folder = find_run(run), out or Path("policy")
+    if run is None:
+        terminal.say(f"run: {source.id} (the latest; name another to choose it)")
+    about = export_run(source, form, folder, seed, overwrite)
+    terminal.line(f"seed {about['seed']} after {about['steps']:,} updates; acts as the run does, to 1e-5")
+    terminal.line(f"wrote {folder}")
+    terminal.line(f"next: {about['load']}")
+    terminal.json({"folder": str(folder), **about})
+
+
+@app.command()
+def bench(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/credit.yaml.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Results; by default under $OFFMARL_HOME/benches.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, each on one thread.")] = 2,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only these cells, e.g. method=macca,mean; repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing: say what is to do, and show what is there.")
+    ] = False,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Write all tables of the recipe as Markdown.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the data and credit that cells share.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cells again.")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure a grid of cells; finished ones are skipped, failed ones tried again."""
+    from offmarl.atomic import write_text
+    from offmarl.data.catalog import offmarl_home
+    from offmarl.recipes.bench import duration, read_results, run_bench
+    from offmarl.recipes.engine import ProcessEngine
+    from offmarl.recipes.recipe import load_recipe
+
+    terminal = Terminal(as_json)
+    plan = load_recipe(recipe)
+    folder = out or offmarl_home() / "benches" / plan.name
+    report = read_results(plan, folder, only or [])
+    if dry_run:
+        terminal.table(plan.title, ["block", "cells", "done", "failed", "open"], report.overview())
+        left = report.seconds_left(jobs)
+        terminal.line("no cell is measured yet" if left is None else f"about {duration(left)} left")
+    else:
+        engine = ProcessEngine(jobs)
+        try:
+            with _stoppable("finished cells are kept, and the same command goes on from there"):
+                report = run_bench(
+                    plan, folder, engine, only or [], _device(device), keep, overwrite, terminal
+                )
+        finally:
+            engine.close()
+    shown = report.table()
+    if shown.rows:
+        terminal.table(shown.title, shown.columns, shown.rows)
+        terminal.line(shown.note)
+    for line in report.failure_lines():
+        terminal.line(f"failed: {line}")
+    if table is not None:
+        write_text(table, report.markdown(_command_line()))
+        terminal.line(f"wrote {table}")
+    terminal.json(report.to_json())
+    terminal.line(f"{report.count('done')} of {len(report.results)} cells are measured, in {folder}")
+    if report.failures and not dry_run:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -318,7 +407,7 @@ def data_info(
 
     terminal = Terminal(as_json)
     source = find_dataset(dataset)
-    _say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id)
     _print_dataset(terminal, source)
     terminal.line(f"folder {source.folder}")
 
@@ -336,7 +425,7 @@ def data_validate(
 
     terminal = Terminal(as_json)
     source = find_dataset(dataset)
-    _say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id)
     problems = validate(source)
     for problem in problems:
         terminal.line(str(problem))
@@ -344,11 +433,6 @@ def data_validate(
     if problems:
         raise typer.Exit(1)
     terminal.line(f"{source.card.id}: valid, {source.card.rows:,} rows in {source.card.episodes:,} episodes")
-
-
-def _say_which(terminal: Terminal, kind: str, given: str | None, used: str) -> None:
-    if given is None:
-        terminal.say(f"{kind}: {used} (the latest; choose another with --{kind})")
 
 
 def _device(name: str) -> str:
@@ -443,6 +527,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         _exit_if_usage(error)
+        _exit_if_out_of_memory(error)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -453,6 +538,17 @@ def _exit_if_usage(error: Exception) -> None:
     if callable(show):
         show()
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _exit_if_out_of_memory(error: Exception) -> None:
+    """PyTorch says so in a RuntimeError on the CPU, in a class of its own on a GPU."""
+    if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+        print(
+            "offmarl: the memory does not suffice: ask for less at once (collect: --num-envs; train: "
+            f"--set train.batch_size, --seeds). {str(error).splitlines()[0] if str(error) else ''}".rstrip(),
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,12 @@ def test_decompose_answers_in_the_documented_form(decomposed):
     assert decomposed["truth"].keys() == {"pearson", "r2", "skill", "hijack", "f1"}
 
 
+def test_the_commands_come_up_without_the_heavy_libraries():
+    code = "import sys, offmarl.cli; print([m for m in ('torch', 'h5py', 'matplotlib', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_evaluate_takes_the_latest_run(trained, home):
     done = offmarl("evaluate --episodes 20 --json", home)
     assert done.returncode == 0, done.stderr
@@ -191,3 +197,12 @@ def test_a_policy_of_another_task_is_refused(trained, home):
     assert done.returncode == 1
     assert "was trained on mpe_targets" in done.stderr
     assert not (home / "datasets" / "mpe_spread").exists()
+
+
+def test_too_little_memory_is_one_line(home, tmp_path):
+    folder = tmp_path / "wide"
+    done = offmarl(f"collect --env mpe_spread --quality random --num-envs {10**12} --out {folder}", home)
+    assert done.returncode == 1
+    assert "memory does not suffice" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not folder.exists()

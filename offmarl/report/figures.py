@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-from offmarl.atomic import replacing
 from offmarl.evaluation.scores import Evaluation, EvaluationReport
-
-# Okabe and Ito's palette: told apart by colour-blind readers, and in print.
-COLOURS = {"team": "#999999", "mean": "#56B4E9", "macca": "#D55E00", "true": "#009E73"}
-OTHER_COLOURS = ("#CC79A7", "#F0E442", "#0072B2", "#E69F00")
+from offmarl.report.style import BLACK, COLOURS, INK, colours_for, save
 
 
 def draw_scores(report: EvaluationReport, path: Path) -> None:
@@ -15,19 +11,17 @@ def draw_scores(report: EvaluationReport, path: Path) -> None:
 
     Normalised scores where all runs have them, else returns. The format follows the suffix of `path`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     evaluations = report.evaluations
     normalised = all(evaluation.normalised is not None for evaluation in evaluations)
     learners = list(dict.fromkeys(evaluation.learner for evaluation in evaluations))
     learners.sort(key=lambda learner: (learner != "bc", learner))
     rewards = sorted({evaluation.rewards for evaluation in evaluations}, key=_order)
-    colours = {name: COLOURS.get(name, OTHER_COLOURS[k % 4]) for k, name in enumerate(rewards)}
+    colours = colours_for(rewards)
 
-    figure, axes = pyplot.subplots(figsize=(1.6 + 1.9 * len(learners), 3.4), layout="constrained")
+    figure = Figure(figsize=(1.6 + 1.9 * len(learners), 3.4), layout="constrained")
+    axes = figure.add_subplot()
     labelled: set[str] = set()
     ticks = []
     left = 0.0
@@ -40,7 +34,7 @@ def draw_scores(report: EvaluationReport, path: Path) -> None:
             height, below, above = _bar(run, normalised)
             imitation = learner == "bc"  # does not look at rewards
             label = None if imitation or run.rewards in labelled else f"{run.rewards} rewards"
-            colour = "#333333" if imitation else colours[run.rewards]
+            colour = INK if imitation else colours[run.rewards]
             axes.bar(
                 left,
                 height,
@@ -49,7 +43,7 @@ def draw_scores(report: EvaluationReport, path: Path) -> None:
                 label=label,
                 yerr=[[below], [above]],
                 capsize=3,
-                ecolor="#000000",
+                ecolor=BLACK,
             )
             if not imitation:
                 labelled.add(run.rewards)
@@ -57,16 +51,14 @@ def draw_scores(report: EvaluationReport, path: Path) -> None:
         left += 0.8
     behaviour = evaluations[0].behaviour_normalised if normalised else evaluations[0].behaviour_return
     if behaviour is not None:
-        axes.axhline(behaviour, color="#333333", linestyle="--", linewidth=1, label="the logged team itself")
-    axes.axhline(0, color="#333333", linewidth=0.8)
+        axes.axhline(behaviour, color=INK, linestyle="--", linewidth=1, label="the logged team itself")
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xticks(ticks, [learner.upper() for learner in learners])
     axes.set_ylabel("normalised score" if normalised else "return, mean over agents")
     axes.set_title(report.title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=160)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _bar(run: Evaluation, normalised: bool) -> tuple[float, float, float]:
