@@ -46,6 +46,7 @@ class Evaluation:
     agreement: dict[str, float | None] | None  # of the rewards trained on with the truth
     behaviour_return: float | None
     behaviour_normalised: float | None
+    references: dict[str, float] | None  # what is normalised against
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and evaluation.json."""
@@ -213,6 +214,7 @@ def evaluate_run(
         agreement=_agreement(source, run.record["rewards"]),
         behaviour_return=behaviour,
         behaviour_normalised=None if behaviour is None else normalised_score(behaviour, references),
+        references=references,
     )
 
 

@@ -1,0 +1,1 @@
+"""A YAML recipe becomes a grid of cells, run through the stages by an engine and shown as tables."""

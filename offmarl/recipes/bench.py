@@ -1,0 +1,402 @@
+"""Running a recipe: what is done already is skipped, what is shared is made once, what fails stops nothing else.
+
+Below the folder of a benchmark lie `cells/`, one small JSON file a measurement, and while it runs `work/`, the
+data and the credit that cells share, each removed after the last cell that needs it.
+"""
+
+import json
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import offmarl
+from offmarl.atomic import write_json, write_text
+from offmarl.behaviour.qualities import TRAINED
+from offmarl.data.store import partial_folder
+from offmarl.errors import UsageError
+from offmarl.recipes import stages
+from offmarl.recipes.engine import Engine, Finished, Work
+from offmarl.recipes.recipe import Cell, Recipe, digest, expand, select
+from offmarl.report.bench_tables import BenchTable, MeasuredCell, make_table
+from offmarl.reporter import Reporter, Silent
+
+try:
+    import fcntl
+except ImportError:  # not on this platform: two processes in one folder are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+CELLS, WORK = "cells", "work"  # below the benchmark's folder
+OPEN, DONE, FAILED = "open", "done", "failed"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell and what is known of it: open, done, or failed with an `error`."""
+
+    cell: Cell
+    status: str
+    values: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Where a benchmark stands."""
+
+    recipe: Recipe
+    folder: Path
+    results: tuple[CellResult, ...]  # in the recipe's order
+
+    def count(self, status: str) -> int:
+        """How many cells are open, done or failed."""
+        return sum(result.status == status for result in self.results)
+
+    @property
+    def failures(self) -> list[CellResult]:
+        """The cells whose last attempt failed."""
+        return [result for result in self.results if result.status == FAILED]
+
+    def table(self, index: int = 0) -> BenchTable:
+        """A table of the recipe, of what is measured so far."""
+        cells = [MeasuredCell(result.cell.coordinates, result.values) for result in self.results]
+        return make_table(self.recipe.tables[index], cells)
+
+    def tables(self) -> list[BenchTable]:
+        """All of them."""
+        return [self.table(index) for index in range(len(self.recipe.tables))]
+
+    def overview(self) -> list[list[str]]:
+        """Cells, done, failed and open of every block."""
+        return [
+            [
+                name,
+                str(len(own)),
+                *(str(sum(r.status == status for r in own)) for status in (DONE, FAILED, OPEN)),
+            ]
+            for name in self.recipe.blocks
+            if (own := [r for r in self.results if r.cell.coordinates["block"] == name])
+        ]
+
+    def failure_lines(self) -> list[str]:
+        """What failed, a line for each message."""
+        alike: dict[str, list[str]] = {}
+        for result in self.failures:
+            alike.setdefault(result.error or "", []).append(result.cell.name)
+        return [
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {error}"
+            for error, names in alike.items()
+        ]
+
+    def seconds_left(self, jobs: int, retry: bool = True) -> float | None:
+        """Estimate from the cells measured so far; None before the first. Making data is not counted.
+
+        Without `retry` cells that failed are not counted either.
+        """
+        known: dict[frozenset[str], list[float]] = {}
+        for result in self.results:
+            if result.status == DONE and result.seconds is not None:
+                known.setdefault(result.cell.alike(), []).append(result.seconds)
+        if not known:
+            return None
+        mean = {kind: sum(seconds) / len(seconds) for kind, seconds in known.items()}
+        states = (OPEN, FAILED) if retry else (OPEN,)
+        to_do = Counter(result.cell.alike() for result in self.results if result.status in states)
+        for kind in to_do:
+            if kind not in known:  # of which nothing is measured yet: take those that have most in common
+                common = {other: len(kind & other) for other in known}
+                nearest = [mean[other] for other in known if common[other] == max(common.values())]
+                mean[kind] = sum(nearest) / len(nearest)
+        return sum(count * mean[kind] for kind, count in to_do.items()) / jobs
+
+    def markdown(self, command: str) -> str:
+        """All tables as a page, with what they were made from."""
+        parts = [f"# {self.recipe.title}\n"]
+        if self.recipe.about:
+            parts.append(self.recipe.about.strip() + "\n")
+        done = f"{self.count(DONE)} of {len(self.results)} cells measured"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        parts.append(f"Written by `{command}` (offmarl {offmarl.__version__}): {done}{failed}.\n")
+        parts += [table.markdown() for table in self.tables()]
+        if self.failures:
+            listed = [f"- {line}" for line in self.failure_lines()]
+            parts.append("\n".join(["## Failed cells", "", *listed, ""]))
+        return "\n".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "recipe": self.recipe.name,
+            "folder": str(self.folder),
+            "cells": len(self.results),
+            "done": self.count(DONE),
+            "failed": [{"cell": result.cell.name, "error": result.error} for result in self.failures],
+            "tables": [table.to_json() for table in self.tables()],
+        }
+
+
+def read_results(recipe: Recipe, folder: Path, only: Collection[str] = ()) -> BenchReport:
+    """Where the benchmark in `folder` stands, without running anything.
+
+    Raises `UsageError` like `select`, and where an open cell has a name or a setting that no stage knows.
+    """
+    cells = select(expand(recipe, recipe.seed_list), only)
+    report = BenchReport(recipe, folder, tuple(_read(cell, folder) for cell in cells))
+    for result in report.results:
+        if result.status != DONE:
+            stages.check(result.cell.settings)
+    return report
+
+
+def run_bench(
+    recipe: Recipe,
+    folder: Path,
+    engine: Engine,
+    only: Collection[str] = (),
+    device: str = "cpu",
+    keep: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> BenchReport:
+    """Measure every cell that is open or failed; the report says what came of it.
+
+    With `keep` the data and the credit stay in `work/`, with `overwrite` cells that are done are measured
+    again. Raises `UsageError` like `read_results`, and while another process works in `folder`. The engine is
+    the caller's to close.
+    """
+    reporter = reporter or Silent()
+    report = read_results(recipe, folder, only)
+    todo = [result.cell for result in report.results if overwrite or result.status != DONE]
+    results = {result.cell.name: result for result in report.results}
+    results |= {cell.name: CellResult(cell, OPEN) for cell in todo}
+    if not todo:
+        return report
+    work = folder / WORK
+    with _only_one(work):
+        if overwrite:
+            for cell in todo:
+                _path(cell, folder).unlink(missing_ok=True)
+        write_text(work / ".gitignore", "*\n")
+        schedule = _Schedule(todo, work, device, keep)
+        with reporter.bar(f"bench {recipe.name}") as progress:
+            progress(len(results) - len(todo), len(results))
+            for job, finished in schedule.run(engine):
+                if job.cell is None:
+                    continue
+                result = _result(job.cell, finished)
+                _write(result, finished, recipe, folder, device)
+                results[job.cell.name] = result
+                report = BenchReport(recipe, folder, tuple(results.values()))
+                left = len(todo) - schedule.cells_ended
+                progress(len(results) - left, len(results))
+                reporter.say(_news(result, len(results) - left, report, engine.slots))
+        if not keep:
+            shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Something to be done by an engine: shared data, shared credit, or a cell's measurement."""
+
+    key: str
+    work: Work
+    requires: frozenset[str] = frozenset()  # jobs that must have succeeded
+    after: str | None = None  # a job that must have ended, one way or the other
+    cell: Cell | None = None
+    product: Path | None = None  # folder that it makes
+
+
+class _Schedule:
+    """The jobs of the cells in their order, each started once what it requires is there."""
+
+    def __init__(self, cells: Sequence[Cell], work: Path, device: str, keep: bool) -> None:
+        self.work, self.device, self.keep = work, device, keep
+        self.cells_ended = 0
+        self._jobs: dict[str, _Job] = {}
+        self._users: dict[str, set[str]] = {}  # product -> cells that still need it
+        self._behaviours: dict[str, str] = {}  # online training -> the first job that needs it
+        for cell in cells:
+            self._add(cell)
+
+    def run(self, engine: Engine) -> Iterator[tuple[_Job, Finished]]:
+        """Keep the engine busy; yield every job with its end, and those that can no longer be done."""
+        waiting, succeeded, ended = dict(self._jobs), set[str](), set[str]()
+        under_way = 0
+        while waiting or under_way:
+            for job in self._startable(waiting, succeeded, ended, engine.slots - under_way):
+                del waiting[job.key]
+                engine.submit(job.key, job.work)
+                under_way += 1
+            for finished in engine.wait():
+                under_way -= 1
+                if finished.error is None:
+                    succeeded.add(finished.key)
+                for gone in [finished, *self._doomed(finished, waiting)]:
+                    waiting.pop(gone.key, None)
+                    ended.add(gone.key)
+                    job = self._jobs[gone.key]
+                    if job.cell is not None:
+                        self.cells_ended += 1
+                        self._release(job.key)
+                    yield job, gone
+
+    def _add(self, cell: Cell) -> None:
+        settings, requires = cell.settings, set[str]()
+        source: Path | str
+        if settings.collect is None:
+            assert settings.dataset is not None
+            source = origin = settings.dataset
+        else:
+            stage = settings.collect
+            origin = f"{stage.env}-{stage.quality}-{stage.steps or 'default'}-s{stage.seed}-{digest(stage)}"
+            source = self.work / "data" / origin
+            after = None
+            if stage.quality in TRAINED:
+                training = stage.model_copy(update={"quality": "", "steps": None, "free_riders": 0})
+                after = self._behaviours.setdefault(digest(training), origin)
+            self._share(
+                origin,
+                _Job(
+                    origin,
+                    partial(stages.collect, stage, source),
+                    after=None if after == origin else after,
+                    product=source,
+                ),
+                cell,
+            )
+            requires.add(origin)
+        credit = None
+        if settings.train is not None and settings.decompose is not None:
+            key = f"{origin.replace('/', '_')}-{settings.decompose.method}-{digest(settings.decompose)}"
+            credit = self.work / "credit" / key
+            make = partial(stages.make_credit, source, settings.decompose, credit, self.device)
+            self._share(key, _Job(key, make, frozenset(requires), product=credit), cell)
+            requires.add(key)
+        scratch = self.work / "runs" / cell.name
+        measure = partial(stages.measure, source, settings, credit, scratch, self.device)
+        self._jobs[cell.name] = _Job(cell.name, measure, frozenset(requires), cell=cell)
+
+    def _share(self, key: str, job: _Job, cell: Cell) -> None:
+        self._jobs.setdefault(key, job)
+        self._users.setdefault(key, set()).add(cell.name)
+
+    def _startable(
+        self, waiting: dict[str, _Job], succeeded: set[str], ended: set[str], free: int
+    ) -> list[_Job]:
+        """The first jobs of which nothing is missing, as many as there are free slots."""
+        found: list[_Job] = []
+        for job in waiting.values():
+            if len(found) == free:
+                break
+            if job.requires <= succeeded and (job.after is None or job.after in ended):
+                found.append(job)
+        return found
+
+    def _doomed(self, failure: Finished, waiting: dict[str, _Job]) -> list[Finished]:
+        """What can no longer be done because something that it requires failed."""
+        if failure.error is None:
+            return []
+        product = self._jobs[failure.key].product
+        what = product.parent.name if product is not None else "prerequisite"
+        return [
+            Finished(
+                job.key,
+                seconds=0.0,
+                error=f"its {what} could not be made: {failure.error}",
+                traceback=failure.traceback,
+            )
+            for job in waiting.values()
+            if failure.key in job.requires
+        ]
+
+    def _release(self, cell: str) -> None:
+        """Remove the data and the credit that no cell needs any more."""
+        for key, users in self._users.items():
+            if cell in users:
+                users.remove(cell)
+                product = self._jobs[key].product
+                if not users and not self.keep and product is not None:
+                    shutil.rmtree(product, ignore_errors=True)
+                    shutil.rmtree(partial_folder(product), ignore_errors=True)
+
+
+def _path(cell: Cell, folder: Path) -> Path:
+    return folder / CELLS / f"{cell.name}.json"
+
+
+def _read(cell: Cell, folder: Path) -> CellResult:
+    """What the cell's file says; a file that cannot be read counts as none."""
+    try:
+        stored = json.loads(_path(cell, folder).read_text(encoding="utf-8"))
+        status = FAILED if stored["error"] else DONE
+        return CellResult(cell, status, stored["values"], stored["seconds"], stored["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return CellResult(cell, OPEN)
+
+
+def _result(cell: Cell, finished: Finished) -> CellResult:
+    if finished.error is not None:
+        return CellResult(cell, FAILED, seconds=finished.seconds, error=finished.error)
+    return CellResult(cell, DONE, finished.value.values, finished.seconds)
+
+
+def _write(result: CellResult, finished: Finished, recipe: Recipe, folder: Path, device: str) -> None:
+    done = finished.error is None
+    record = {
+        "recipe": recipe.name,
+        "cell": result.cell.name,
+        "coordinates": dict(result.cell.coordinates),
+        "values": result.values,
+        "error": result.error,
+        "traceback": finished.traceback,
+        "details": finished.value.details if done else {},
+        "seconds": round(finished.seconds, 2),
+        "settings": result.cell.settings.model_dump(mode="json", exclude_none=True),
+        "device": device,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "offmarl": offmarl.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    write_json(_path(result.cell, folder), record)
+
+
+def _news(result: CellResult, ended: int, report: BenchReport, slots: int) -> str:
+    """One line about the cell that has just ended."""
+    outcome = f"failed: {result.error}" if result.error else f"{result.seconds:.1f} s"
+    left = report.seconds_left(slots, retry=False)
+    remaining = f"; about {duration(left)} left" if left else ""
+    return f"[{ended}/{len(report.results)}] {result.cell.name}: {outcome}{remaining}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold `folder` against a second process; the lock ends with this one, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another offmarl bench is at work in {folder.parent}") from error
+        yield
