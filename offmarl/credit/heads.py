@@ -62,15 +62,11 @@ class RewardHeads:
         """Every trained tensor."""
         return [self.input_weight, *self.weights, *self.biases]
 
-    def branch(self, place: Tensor, members: int) -> None:
-        """Go on as `members` copies of the one member, with those of the K variables that `place` [N, k] names."""
-        where = place[None, :, :, None].expand(-1, -1, -1, self.input_weight.shape[3])
-        self.input_weight = self.input_weight.detach().gather(2, where).repeat(members, 1, 1, 1)
-        self.weights = [weight.detach().repeat(members, 1, 1) for weight in self.weights]
-        self.biases = [bias.detach().repeat(members, 1, 1) for bias in self.biases]
+    def keep(self, place: Tensor) -> None:
+        """Go on with those of the K variables that `place` [N, k] names, of each head its own."""
+        where = place[None, :, :, None].expand(len(self.input_weight), -1, -1, self.input_weight.shape[3])
+        self.input_weight = self.input_weight.detach().gather(2, where).requires_grad_()
         self.variables = self.variables.gather(1, place)
-        for parameter in self.parameters:
-            parameter.requires_grad_()
 
     def only(self, agent: int, members: int) -> "RewardHeads":
         """The first `members` heads of one agent, sharing the weights."""

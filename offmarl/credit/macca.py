@@ -71,7 +71,6 @@ class MaccaConfig:
     global_weight: NotNegative = 2.0
     cross_weight: NotNegative = 4.0
     sparsity: Positive | None = None  # λ; None: by the number of transitions, see sparsity_strength
-    sparsity_factors: tuple[Positive, ...] = (0.25, 1.0)  # candidates for λ, as multiples; see choose_mask
     cross_candidates: Count = 64  # others' variables that a head can look at, see candidates
     screening_steps: Count = 500  # of the fit from which those are chosen
     sparsity_ramp: Share = 0.2  # share of the steps over which λ grows from 0
@@ -213,18 +212,16 @@ class Macca(Decomposer):
     def learn_structure(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Edge probabilities [M, N, V] and masks [M, N, V] bool of M candidates, one for each λ that is tried.
 
-        A true edge explains a share ~ 1/N of R, a false one seems to explain more where rows are few or noisy:
-        which price lies between is seen from a refit. Where the first pass fits badly, the gates are learned
-        anew on the surviving variables at higher prices: variables that tell the same thing twice (a position,
-        its successor and the velocity between) all survive a low price, and a small network then misses what
-        only one of them says sharply.
+        Where the first pass fits badly, the gates are learned anew on the surviving variables at higher prices:
+        variables that tell the same thing twice (a position, its successor and the velocity between) all survive
+        a low price, and a small network then misses what only one of them says sharply.
         """
         config = self.config
         base = self.sparsity_strength(len(samples.inputs))
-        strengths = [base * factor for factor in config.sparsity_factors]
         looked_at = self.candidates(samples)
-        steps = config.structure_steps
-        probability, fit_r2 = self._learn_gates(samples, looked_at, strengths, steps, "structure")
+        probability, fit_r2 = self._learn_gates(
+            samples, looked_at, [base], config.structure_steps, "structure"
+        )
         masks = self.edges(samples, probability)
         if fit_r2 < config.good_fit and config.pruning_factors and masks.any():
             looked_at = looked_at & masks.any(0).any(0)
@@ -395,8 +392,7 @@ class Macca(Decomposer):
     ) -> tuple[Tensor, float]:
         """Edge probabilities [M, N, V] for M prices λ on the edges `looked_at` [N, V], and the best held-out R².
 
-        The first half of the steps is common, at the lowest price. Then edges whose gate is closed are dropped
-        (most are), and every price goes its own way from there, at a fraction of the cost.
+        Half-way what is closed is dropped (most is by then), and the other half of the steps costs a fraction.
         """
         config, members = self.config, len(strengths)
         variables, counts = variables_seen(looked_at)  # [N, K]
@@ -404,7 +400,8 @@ class Macca(Decomposer):
         weight = weight.gather(1, variables)
         prior = samples.by_ownership(config.own_logit, config.global_logit, config.cross_logit)
         prior = prior.gather(1, variables).masked_fill(~counts, -math.inf)
-        gate_logit = prior[None].clone().requires_grad_()  # [1, N, K]
+        gate_logit = prior.repeat(members, 1, 1).requires_grad_()  # [M, N, K]
+        price = torch.tensor(strengths, device=self.device)[:, None, None] * weight
         heads = RewardHeads(
             variables,
             open_probability(gate_logit.detach()).sum(2),
@@ -426,13 +423,12 @@ class Macca(Decomposer):
             rates = [(heads.parameters, config.learning_rate), ([gate_logit], config.gate_learning_rate)]
             minimise(loss, rates, part, steps, config.warm_up)
 
-        learn(gate_logit, min(strengths) * weight, range(steps // 2))
-        probability = open_probability(gate_logit.detach())[0]
-        kept, counts = variables_seen(probability > CLOSED)  # [N, k]
-        heads.branch(kept, members)
-        gate_logit = gate_logit.detach()[0].gather(1, kept).masked_fill(~counts, -math.inf)
-        gate_logit = gate_logit.repeat(members, 1, 1).requires_grad_()  # [M, N, k]
-        price = torch.tensor(strengths, device=self.device)[:, None, None] * weight.gather(1, kept)
+        learn(gate_logit, price, range(steps // 2))
+        kept, counts = variables_seen(self._still_open(open_probability(gate_logit.detach()), variables))
+        heads.keep(kept)  # [N, k]
+        gate_logit = gate_logit.detach().gather(2, kept.expand(members, -1, -1))
+        gate_logit = gate_logit.masked_fill(~counts, -math.inf).requires_grad_()  # [M, N, k]
+        price = price.gather(2, kept.expand(members, -1, -1))
         learn(gate_logit, price, range(steps // 2, steps))
         gate_logit = gate_logit.detach()
         probability = torch.zeros(members, *looked_at.shape, device=self.device)
@@ -440,6 +436,19 @@ class Macca(Decomposer):
         fitted = FittedFunctions(heads, mean_gates(gate_logit))
         predicted = fitted.predict(samples.heldout_inputs, samples.heldout_alive).sum(1)
         return probability, max(r_squared(member, samples.heldout_team_reward) for member in predicted)
+
+    def _still_open(self, probability: Tensor, variables: Tensor) -> Tensor:
+        """Of the edges with probabilities [M, N, K] those to go on with, [N, K] bool.
+
+        A variable that is open to one head stays for all, so that a cause that landed with the wrong agent can
+        still move; where that would be too many, a head goes on with its own open edges.
+        """
+        edge_open = (probability > CLOSED).any(0)  # [N, K]
+        anywhere = torch.zeros(int(variables.max()) + 1, dtype=torch.bool, device=self.device)
+        anywhere[variables[edge_open]] = True
+        if int(anywhere.sum()) > self.config.cross_candidates:
+            return edge_open
+        return anywhere[variables] & (probability > 0).any(0)
 
     def _fit_candidates(self, samples: Samples, masks: Tensor, steps: int, stage: str) -> FittedFunctions:
         """Reward functions on the edges of `masks` [M, N, V], all on all samples, short."""
