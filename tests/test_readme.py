@@ -41,8 +41,16 @@ def run(command: str, home: Path) -> subprocess.CompletedProcess:
 
 
 def own_data(home: Path) -> None:
-    (snippet,) = blocks("python")
+    snippet, _ = blocks("python")
     subprocess.run([sys.executable, "-c", snippet], check=True, cwd=home, timeout=120)
+
+
+def use_policy(home: Path) -> None:
+    """The three lines that load what the README exported, on frames of the two agents above."""
+    _, snippet = blocks("python")
+    given = "import torch\nobs = torch.ones(5, 2, 2)\n"
+    checked = f"{given}{snippet}\nassert action.shape == (5, 2, 1), action.shape"
+    subprocess.run([sys.executable, "-c", checked], check=True, cwd=home, timeout=120)
 
 
 def smaller(command: str) -> str:
@@ -69,6 +77,7 @@ def test_the_commands_of_the_readme_work(tmp_path):
     for command in commands():
         done = run(smaller(command), tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+    use_policy(tmp_path)
 
 
 @pytest.mark.slow

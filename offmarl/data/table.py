@@ -32,6 +32,8 @@ class Statistics:
     reward_mean: Tensor  # [N]
     reward_std: Tensor  # [N]
     terminates: bool = False  # whether any transition ends its episode other than by the time limit
+    state_mean: Tensor | None = None  # [D] where the data has a state
+    state_std: Tensor | None = None  # [D]
 
 
 @dataclass
@@ -234,14 +236,14 @@ class Transitions:
         Raises `DataError` where there is no transition.
         """
         self._check_not_empty()
-        obs, reward = self.columns["obs"], self.columns["reward"]
-        width = obs.stop - obs.start
-        zero = torch.zeros(width + self.spec.n_agents, dtype=torch.float64, device=self.device)
+        measured = [self.columns[name] for name in ("obs", "reward", "state") if name in self.columns]
+        widths = [columns.stop - columns.start for columns in measured]
+        zero = torch.zeros(sum(widths), dtype=torch.float64, device=self.device)
 
         def values() -> Iterator[Tensor]:
             for rows in self.transition_rows.split(STATISTICS_BLOCK):
                 block = self.row.index_select(0, rows)
-                yield torch.cat([block[:, obs], block[:, reward]], dim=1)
+                yield torch.cat([block[:, columns] for columns in measured], dim=1)
 
         total = zero
         for block in values():
@@ -254,8 +256,16 @@ class Transitions:
         std = (squares / len(self)).sqrt().float()
         shape = (self.spec.n_agents, self.spec.obs_dim)
         terminates = bool(self.row[self.transition_rows, self.columns["terminated"].start].any())
+        obs_mean, reward_mean, *state_mean = mean.split(widths)
+        obs_std, reward_std, *state_std = std.split(widths)
         return Statistics(
-            mean[:width].view(shape), std[:width].view(shape), mean[width:], std[width:], terminates
+            obs_mean.view(shape),
+            obs_std.view(shape),
+            reward_mean,
+            reward_std,
+            terminates,
+            *state_mean,
+            *state_std,
         )
 
     def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> Batch:

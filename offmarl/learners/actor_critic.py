@@ -1,6 +1,9 @@
 """Deterministic policies with twin critics: what TD3+BC and continuous CQL have in common.
 
-Every agent is learned independently, from its own observation, action and reward.
+Every agent acts on its own observation. What its critic sees is `critics.py`; whatever that is, losses vary the
+agent's own action only and leave the others' at those of the data, as CFCQL (Shao et al. 2023) does for policies
+and sampled actions. In the targets all agents act by their target policies.
+
 Shapes: S seeds, B batch, N agents, O observation, A action dimensions, K actions per state; 2 twin critics.
 """
 
@@ -14,19 +17,22 @@ from torch import Tensor
 from offmarl.data.table import Batch, Statistics
 from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Count, Learner, Metrics, NonNegative, Positive, ValueConfig
-from offmarl.learners.networks import StackedMLP
+from offmarl.learners.critics import CRITICS, CriticKind, States
+from offmarl.learners.networks import StackedMLP, tiles
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.learners.rewards import Rewards
-
-# Rows of a network evaluated at once on CPUs, so that activations stay in the cache. Measured for CQL with 11
-# actions a state: 62 ms an update at 704 to 2,816 rows, 70 to 76 in one piece, 91 at 256.
-CHUNK_ROWS = 1408
 
 
 @dataclass
 class ActorCriticConfig(ValueConfig):
-    """Settings of deterministic policies with twin critics."""
+    """Settings of deterministic policies with twin critics.
 
+    `critic`: "own" Q_i(o_i, a_i), "joint" Q_i of everyone's observations and actions (MATD3: Ackermann et al. 2019),
+    or "central", one of the team's mean reward.
+    """
+
+    critic: CriticKind = "own"
+    critic_sees_state: bool = False  # also the task's state, where agents do not see all of it together
     # TD3 (Fujimoto et al. 2018) waits for two critic updates; OMAR's code updates both every time. With its 2,000
     # updates in all, waiting halves what the policy learns: measured on expert data 32 against 79 normalised.
     policy_delay: Count = 1  # critic updates per policy update
@@ -40,11 +46,10 @@ class ActorCriticConfig(ValueConfig):
 
 
 class ActorCritic(Learner):
-    """Twin critics Q(o_i, a_i) and a policy tanh(z(o_i)) for each agent, with target networks of both."""
+    """Twin critics of each agent's action and a policy tanh(z(o_i)), with target networks of both."""
 
     action_type = "continuous"
     config: ActorCriticConfig
-    actions_per_state: int = 1  # that the critic loss evaluates
 
     def __init__(
         self,
@@ -58,7 +63,12 @@ class ActorCritic(Learner):
         A = spec.action_dim
         self.rewards = self.keep("normaliser", Rewards(config, spec.n_agents, self.device))
         self.policy = self.network("policy", self.input_dim, A, last_bound=config.last_layer_bound)
-        self.critic = self.network("critic", self.input_dim + A, 1, twins=2)
+        inputs = CRITICS[config.critic](spec, self.input_dim, config.critic_sees_state, self.device)
+        self.inputs = self.keep("critic_inputs", inputs)
+        self.central = config.critic == "central"
+        self.critics_per_seed = 1 if self.central else self.nets_per_seed
+        width = inputs.seen_dim + inputs.action_dim
+        self.critic = self.network("critic", width, 1, twins=2, per_seed=self.critics_per_seed)
         self.target_policy = self.keep("target_policy", self.policy.target())
         self.target_critic = self.keep("target_critic", self.critic.target())
         self.first_critic = self.critic.first()
@@ -75,27 +85,47 @@ class ActorCritic(Learner):
         self._used = used.float().unsqueeze(1) if narrower else None  # [N, 1, A]
 
     def observe(self, statistics: Statistics) -> None:
-        """Take the normalisers of observations and rewards from a dataset."""
+        """Take the normalisers of observations, rewards and a state that critics see from a dataset."""
+        self.inputs.observe(statistics)
         super().observe(statistics)
-        self.rewards.observe(
-            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.terminates
-        )
+        mean, std = self._pooled(statistics.reward_mean, statistics.reward_std)
+        self.rewards.observe(mean, std, statistics.terminates, together=self.central)
 
-    # ---- the pieces of the losses
+    # ---- the losses of an algorithm, each with its gradient
 
     @abstractmethod
-    def critic_loss(
-        self, obs: Tensor, action: Tensor, td_target: Tensor, *drawn: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        """[S, N, B, O], [S, N, B, A], [S, N, B], `draw(obs)` -> losses [2, S, N] and metrics [S]."""
+    def tried(self, states: States) -> tuple[Tensor, ...]:
+        """Choose the K own actions in each state at which the critic loss looks.
+
+        [S, N, B, K, A], and what else `critic_loss` needs, [S, N, B, ...] each. Whatever is random is drawn here, at
+        once, so that tiles do not matter.
+        """
+
+    @abstractmethod
+    def critic_loss(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> tuple[Tensor, Metrics]:
+        """Compute what a critic minimises in each state: [G, M, K], [G, M] -> [G, M], and metrics [G, M].
+
+        G counts networks (twins, seeds, agents), M their states; `drawn` is what `tried` gave beside actions.
+        """
+
+    @abstractmethod
+    def critic_gradient(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> Tensor:
+        """Differentiate `critic_loss` by Q: -> [G, M, K]."""
 
     @abstractmethod
     def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
-        """Compute what the policy minimises: [S, N, B], [S, N, B, A], [S, N, B, A] -> [S, N]."""
+        """Compute what a policy minimises in each state, penalties apart.
 
-    def draw(self, obs: Tensor) -> tuple[Tensor, ...]:
-        """Draw what the critic loss takes at random, [S, N, B, ...] each; at once, so that chunks do not matter."""
-        return ()
+        Q of the policy's actions [S, N, B], those and the data's [S, N, B, A] -> [S, N, B].
+        """
+
+    @abstractmethod
+    def policy_gradient(
+        self, q: Tensor, policy_action: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Differentiate `policy_loss` by Q [S, N, B] and, at constant Q, by the action [S, N, B, A] (None: 0)."""
+
+    # ---- their pieces
 
     def actions(self, policy: StackedMLP, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the action tanh(z) and z itself, zero beyond an agent's own width: [S, N, B, A] each."""
@@ -104,13 +134,25 @@ class ActorCritic(Learner):
             z = z * self._used
         return torch.tanh(z), z
 
-    def q_values(self, critics: StackedMLP, obs: Tensor, action: Tensor) -> Tensor:
-        """Twin critics on K actions per state: [S, N, B, O], [S, N, B, K, A] -> [2, S, N, B, K]."""
-        S, N, B, K, A = action.shape
-        G = S * self.nets_per_seed
-        twin_obs = obs.reshape(G, -1, obs.shape[-1]).expand(2, G, -1, -1).flatten(0, 1)
-        twin_action = action.reshape(G, -1, K, A).expand(2, G, -1, -1, -1).flatten(0, 1)
-        return critics.pairs(twin_obs, twin_action).view(2, S, N, B, K)
+    @torch.no_grad()
+    def q_values(self, critics: StackedMLP, states: States, own: Tensor) -> Tensor:
+        """Both critics, or the first alone, on K own actions per state: [S, N, B, K, A] -> [2 or 1, S, N, B, K]."""
+        twins = len(critics.flat) // (len(self.seeds) * self.critics_per_seed)
+        seen = self.critic_rows(states.seen, twins)
+        action = self.critic_rows(self.inputs.rated(own, states.action), twins)
+        q = action.new_empty(action.shape[:3])
+        for tile in tiles(critics, *q.shape[1:]):
+            q[tile] = critics.part(tile[0]).forward(seen[tile], action[tile]).output.squeeze(-1)
+        return q.view(twins, *own.shape[:4])
+
+    def first_q(self, states: States, own: Tensor) -> Tensor:
+        """The first critic, which policies climb, on K own actions per state: [S, N, B, K, A] -> [S, N, B, K]."""
+        return self.q_values(self.first_critic, states, own).squeeze(0)
+
+    def critic_rows(self, values: Tensor, twins: int = 2) -> Tensor:
+        """Give each of the twin critics its agents' values: [S, N, B, ...] -> [G, M, ...]."""
+        rows = values.reshape(len(self.seeds) * self.critics_per_seed, -1, *values.shape[3:])
+        return rows if twins == 1 else torch.cat([rows] * twins)
 
     @torch.no_grad()
     def td_target(self, batch: Batch, next_obs: Tensor) -> Tensor:
@@ -121,8 +163,10 @@ class ActorCritic(Learner):
         if self._used is not None:
             noise *= self._used
         next_action = (self.actions(self.target_policy, next_obs)[0] + noise).clamp_(-1, 1)
-        q = self.q_values(self.target_critic, next_obs, next_action.unsqueeze(3)).amin(0).squeeze(-1)
-        return self.rewards.td_target(batch, q)
+        states = self.inputs.states(next_obs, next_action, batch.next_state)
+        q = torch.minimum(*self.q_values(self.target_critic, states, next_action.unsqueeze(3))).squeeze(-1)
+        target = self.rewards.td_target(batch, q)
+        return target.mean(1, keepdim=True).expand_as(target) if self.central else target
 
     # ---- one update
 
@@ -130,48 +174,67 @@ class ActorCritic(Learner):
         """One step of the critics, and one of the policies and targets every `policy_delay` steps."""
         obs, next_obs = self.prepare(batch.obs), self.prepare(batch.next_obs)
         action = batch.action.transpose(1, 2).contiguous()  # [S, N, B, A]
-        metrics = self.critic_step(obs, action, self.td_target(batch, next_obs))
+        states = self.inputs.states(obs, action, batch.state)
+        metrics = self.critic_step(states, self.td_target(batch, next_obs))
         self.updates += 1
         if int(self.updates) % self.config.policy_delay == 0:
-            metrics |= self.policy_step(obs, action)
+            metrics |= self.policy_step(states, action)
             self.target_policy.follow(self.policy, self.config.tau)
             self.target_critic.follow(self.critic, self.config.tau)
         return metrics
 
-    def critic_step(self, obs: Tensor, action: Tensor, td_target: Tensor) -> Metrics:
-        """One gradient step of the critics, the batch in chunks whose activations stay in the cache."""
-        B = obs.shape[2]
-        chunk = max(1, CHUNK_ROWS // self.actions_per_state) if self.device.type == "cpu" else B
-        metrics: Metrics = {}
-        parts = (part.split(chunk, dim=2) for part in (obs, action, td_target, *self.draw(obs)))
-        for part in zip(*parts, strict=True):
-            share = part[0].shape[2] / B
-            loss, part_metrics = self.critic_loss(*part)
-            self.critic_optimiser.accumulate(self.total(loss) * share)
-            for name, value in part_metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value * share
+    @torch.no_grad()
+    def critic_step(self, states: States, td_target: Tensor) -> Metrics:
+        """One gradient step of the critics, in tiles whose activations stay in the cache."""
+        own, *drawn = self.tried(states)
+        seen, tried = self.critic_rows(states.seen), self.critic_rows(self.inputs.rated(own, states.action))
+        given = [self.critic_rows(values) for values in (td_target, *drawn)]
+        q = tried.new_empty(tried.shape[:3])  # [G, M, K]
+        for tile in tiles(self.critic, *q.shape[1:]):
+            forward = self.critic.part(tile[0]).forward(seen[tile], tried[tile])
+            q[tile] = tile_q = forward.output.squeeze(-1)
+            to_q = self.critic_gradient(tile_q, *(values[tile] for values in given)) / q.shape[1]
+            forward.backward(to_q.unsqueeze(-1), self.critic_optimiser.gradient.part(tile[0]))
         norm = self.critic_optimiser.step()
-        metrics["critic_gradient"] = norm.view(2, len(self.seeds), -1).mean((0, 2))
-        return metrics
+        _, metrics = self.critic_loss(q, *given)
+        metrics = {name: value.mean(1) for name, value in metrics.items()} | {"critic_gradient": norm}
+        return {name: value.view(2, len(self.seeds), -1).mean((0, 2)) for name, value in metrics.items()}
 
-    def policy_step(self, obs: Tensor, action: Tensor) -> Metrics:
-        """One gradient step of the policies through the first critic."""
-        policy_action, z = self.actions(self.policy, obs)
-        S, N, B, A = policy_action.shape
-        G = S * self.nets_per_seed
-        rows = self.first_critic.pairs(obs.view(G, -1, obs.shape[-1]), policy_action.reshape(G, -1, 1, A))
-        loss = self.policy_loss(rows.view(S, N, B), policy_action, action)
-        if self.config.pre_tanh_penalty:
-            loss = loss + self.config.pre_tanh_penalty * z.square().mean((2, 3))
+    @torch.no_grad()
+    def policy_step(self, states: States, action: Tensor) -> Metrics:
+        """One gradient step of the policies through the first critic; `action` is for `policy_loss`."""
+        S, N, B, A = action.shape
+        rows = self.rows(states.obs)
+        policy = self.policy.forward(rows)
+        z = policy.output.view(S, N, B, A)
+        if self._used is not None:
+            z = z * self._used
+        policy_action = torch.tanh(z)
+        rated = self.inputs.rated(policy_action.unsqueeze(3), states.action)
+        critic = self.first_critic.forward(self.critic_rows(states.seen, 1), self.critic_rows(rated, 1))
+        q = critic.output.view(S, N, B)
+        to_q, to_action = self.policy_gradient(q, policy_action, action)
+        to_rated = critic.to_action(self.critic_rows(to_q, 1).view_as(critic.output))
+        gradient = self.inputs.own_gradient(to_rated.view(S, N, B, -1))
+        if to_action is not None:
+            gradient += to_action
         if self.config.action_penalty:
-            loss = loss + self.config.action_penalty * policy_action.square().mean((2, 3))
-        norm = self.policy_optimiser.minimise(self.total(loss))
-        with torch.no_grad():
-            return {
-                "policy_loss": loss.mean(1),
-                "policy_gradient": norm.view(S, -1).mean(1),
-                "saturation": (policy_action.abs() > 0.99).float().mean((1, 2, 3)),
-            }
+            gradient += (2 * self.config.action_penalty / A) * policy_action
+        gradient *= 1 - policy_action.square()  # of tanh
+        if self.config.pre_tanh_penalty:
+            gradient += (2 * self.config.pre_tanh_penalty / A) * z
+        if self._used is not None:
+            gradient *= self._used
+        policy.backward(self.rows(gradient) / rows.shape[1], self.policy_optimiser.gradient)
+        norm = self.policy_optimiser.step()
+        loss = self.policy_loss(q, policy_action, action).mean((1, 2))
+        loss += self.config.pre_tanh_penalty * z.square().mean((1, 2, 3))
+        loss += self.config.action_penalty * policy_action.square().mean((1, 2, 3))
+        return {
+            "policy_loss": loss,
+            "policy_gradient": norm.view(S, -1).mean(1),
+            "saturation": (policy_action.abs() > 0.99).float().mean((1, 2, 3)),
+        }
 
     @torch.no_grad()
     def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from offmarl.learners.base import (
     Positive,
     ValueConfig,
 )
+from offmarl.learners.critics import States
 from offmarl.learners.legality import choices, mask_illegal
 from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import StackedAdam
@@ -48,28 +49,26 @@ class CQL(ActorCritic):
     config_class = CQLConfig
     config: CQLConfig
 
-    @property
-    def actions_per_state(self) -> int:  # type: ignore[override]
-        """The sampled ones and the data's."""
-        return self.config.action_samples + self.config.policy_samples + 1
+    def tried(self, states: States) -> tuple[Tensor, ...]:
+        """Choose the sampled actions and, as the last of K + 1, the data's; and the log-density of the former."""
+        sampled, log_density = self.draw(states.obs)
+        return torch.cat([sampled, states.action.unsqueeze(3)], dim=3), log_density
 
-    def critic_loss(
-        self, obs: Tensor, action: Tensor, td_target: Tensor, *drawn: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        """CQL, eq. 4: squared temporal-difference error + α (soft maximum of Q - Q of the data).
-
-        The data's action is the last of the K + 1 in one pass through the critics.
-        """
-        sampled, log_density = drawn
-        q = self.q_values(
-            self.critic, obs, torch.cat([sampled, action.unsqueeze(3)], dim=3)
-        )  # [2, S, N, B, K+1]
+    def critic_loss(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> tuple[Tensor, Metrics]:
+        """CQL, eq. 4: squared temporal-difference error + α (soft maximum of Q - Q of the data)."""
+        (log_density,) = drawn
         q_sampled, q_data = q[..., :-1], q[..., -1]
-        td = (q_data - td_target).square().mean(3)
-        gap = (self.soft_maximum(q_sampled, log_density) - q_data).mean(3)
-        metrics = {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data.mean(3)}
-        averaged = {name: value.detach().mean((0, 2)) for name, value in metrics.items()}
-        return td + self.config.alpha * gap, averaged
+        td = (q_data - td_target).square()
+        gap = self.soft_maximum(q_sampled, log_density) - q_data
+        return td + self.config.alpha * gap, {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data}
+
+    def critic_gradient(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> Tensor:
+        """The soft maximum's gradient is the softmax."""
+        (log_density,) = drawn
+        q_sampled, q_data = q[..., :-1], q[..., -1]
+        soft = torch.softmax(q_sampled / self.config.temperature - log_density, dim=-1)
+        to_data = 2 * (q_data - td_target) - self.config.alpha
+        return torch.cat([self.config.alpha * soft, to_data.unsqueeze(-1)], dim=-1)
 
     @torch.no_grad()
     def draw(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +99,17 @@ class CQL(ActorCritic):
 
     def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
         """-Q in units of its spread over the batch: α moves the scale of Q, the penalties must not care."""
-        return -q.mean(2) / q.detach().std(2).clamp(min=1e-6)
+        return -q / self.spread(q)
+
+    def policy_gradient(
+        self, q: Tensor, policy_action: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The spread is a unit, not something to be minimised."""
+        return (-1 / self.spread(q)).expand_as(q), None
+
+    def spread(self, q: Tensor) -> Tensor:
+        """Standard deviation over the batch: [S, N, B] -> [S, N, 1]."""
+        return q.detach().std(2, keepdim=True).clamp(min=1e-6)
 
 
 @dataclass

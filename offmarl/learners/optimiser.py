@@ -12,7 +12,8 @@ class StackedAdam:
     def __init__(self, network: StackedMLP, learning_rate: float, gradient_clip: float | None) -> None:
         self.network, self.gradient_clip = network, gradient_clip
         self._flat = network.flat
-        self._flat.grad = self._gradient = torch.zeros_like(self._flat)
+        self._flat.grad = torch.zeros_like(self._flat)
+        self.gradient = network.like(self._flat.grad)  # of the step being prepared: add to it
         self._adam = torch.optim.Adam([self._flat], lr=learning_rate, fused=True)
         # Made now rather than at the first step, so that a checkpoint always holds the same tensors.
         self._adam.state[self._flat] = {
@@ -22,18 +23,19 @@ class StackedAdam:
         }
 
     def accumulate(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` (a sum over networks) to the step being prepared."""
+        """Add the gradient of `loss` (a sum over networks), which autograd finds, to the step being prepared."""
         gradients = torch.autograd.grad(loss, self.network.parameters())
-        self._gradient += torch.cat([part.flatten(1) for part in gradients], dim=1)
+        self.gradient.flat.add_(torch.cat([part.flatten(1) for part in gradients], dim=1))
 
     @torch.no_grad()
     def step(self) -> Tensor:
         """One step down the accumulated gradient. Returns its norms before clipping [G]."""
-        norm = torch.linalg.vector_norm(self._gradient, dim=1)
+        gradient = self.gradient.flat
+        norm = torch.linalg.vector_norm(gradient, dim=1)
         if self.gradient_clip is not None:
-            self._gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
+            gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
         self._adam.step()
-        self._gradient.zero_()
+        gradient.zero_()
         return norm
 
     def minimise(self, loss: Tensor) -> Tensor:

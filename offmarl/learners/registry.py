@@ -15,14 +15,22 @@ LEARNERS: dict[str, dict[str, str]] = {
     "bc": {"continuous": "offmarl.learners.bc:BC", "discrete": "offmarl.learners.bc:DiscreteBC"},
     "td3bc": {"continuous": "offmarl.learners.td3bc:TD3BC"},
     "cql": {"continuous": "offmarl.learners.cql:CQL", "discrete": "offmarl.learners.cql:DiscreteCQL"},
+    "omar": {"continuous": "offmarl.learners.omar:OMAR"},
+    "cfcql": {"continuous": "offmarl.learners.cfcql:CFCQL"},
+    "icq": {"continuous": "offmarl.learners.icq:ICQ"},
 }
 
 
 def learner_class(name: str, action_type: str) -> type[Learner]:
     """Import the class behind `name` for "continuous" or "discrete" actions.
 
-    Raises `UsageError` for an unknown name, or a learner without that kind of action.
+    `d3rlpy:NAME` is any algorithm of d3rlpy. Raises `UsageError` for an unknown name, or a learner without that
+    kind of action.
     """
+    if name.startswith("d3rlpy:"):
+        from offmarl.learners.d3rlpy import d3rlpy_learner  # an optional dependency
+
+        return d3rlpy_learner(name, action_type)
     if name not in LEARNERS:
         raise unknown_name("learner", name, LEARNERS)
     if action_type not in LEARNERS[name]:

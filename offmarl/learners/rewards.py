@@ -18,18 +18,27 @@ class Rewards:
         self.mean = torch.zeros(n_agents, device=device)
         self.scale = torch.ones(n_agents, device=device)
 
-    def observe(self, mean: Tensor, std: Tensor, terminates: bool) -> None:
-        """Take the moments [N] of the data, and whether any of its episodes terminates."""
+    def observe(self, mean: Tensor, std: Tensor, terminates: bool, together: bool = False) -> None:
+        """Take the moments [N] of the data, and whether any of its episodes terminates.
+
+        `together`: in one unit for all agents, as what is added up must be.
+        """
+        if together:
+            spread = (std.square().mean() + mean.var(correction=0)).sqrt()
+            mean, std = mean.mean().expand_as(mean), spread.expand_as(std)
         if self.config.standardise_rewards:
             self.scale.copy_(torch.where(std > 1e-6, self.config.reward_sd / std.clamp(min=1e-6), 1.0))
         if self.config.centre_rewards and not terminates:
             self.mean.copy_(mean)
 
+    def normalised(self, batch: Batch) -> Tensor:
+        """Rewards in this unit, [S, N, B]."""
+        return ((batch.reward - self.mean) * self.scale).transpose(1, 2)
+
     def td_target(self, batch: Batch, next_value: Tensor) -> Tensor:
         """Compute r + γ V(o'), or r where the episode terminated; a time limit is no end: [S, N, B]."""
-        reward = ((batch.reward - self.mean) * self.scale).transpose(1, 2)
         going_on = 1 - batch.terminated.unsqueeze(1)  # [S, 1, B]
-        return reward + self.config.gamma * going_on * next_value
+        return self.normalised(batch) + self.config.gamma * going_on * next_value
 
     def tensors(self) -> dict[str, Tensor]:
         """Give the moments, for checkpoints."""

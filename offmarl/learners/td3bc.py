@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
 from offmarl.learners.base import Metrics, NonNegative
+from offmarl.learners.critics import States
 
 
 @dataclass
@@ -30,21 +32,33 @@ class TD3BC(ActorCritic):
     config_class = TD3BCConfig
     config: TD3BCConfig
 
-    def critic_loss(
-        self, obs: Tensor, action: Tensor, td_target: Tensor, *drawn: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        """TD3, eq. 4: the squared temporal-difference error of both critics."""
-        q = self.q_values(self.critic, obs, action.unsqueeze(3)).squeeze(-1)  # [2, S, N, B]
-        loss = (q - td_target).square().mean(3)
-        return loss, {"critic_loss": loss.detach().mean((0, 2)), "q_mean": q.detach().mean((0, 2, 3))}
+    def tried(self, states: States) -> tuple[Tensor, ...]:
+        """The critics are trained on the data's actions alone."""
+        return (states.action.unsqueeze(3),)
+
+    def critic_loss(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> tuple[Tensor, Metrics]:
+        """TD3, eq. 4: the squared temporal-difference error."""
+        q = q.squeeze(-1)
+        loss = (q - td_target).square()
+        return loss, {"critic_loss": loss, "q_mean": q}
+
+    def critic_gradient(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> Tensor:
+        """Twice the error."""
+        return 2 * (q - td_target.unsqueeze(-1))
 
     def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
         """TD3+BC, eq. 3 and 5."""
-        mean = q.mean(2)  # [S, N]
-        loss = -mean
-        if self.config.normalise_q:
-            spread = (q.detach() - mean.detach().unsqueeze(2)).abs().mean(2)
-            loss = loss / spread.clamp(min=1e-6)
-        if self.config.bc_weight:
-            loss = loss + self.config.bc_weight * (policy_action - action).square().mean((2, 3))
-        return loss
+        cloning = (policy_action - action).square().mean(3)
+        return -q / self.spread(q) + self.config.bc_weight * cloning
+
+    def policy_gradient(self, q: Tensor, policy_action: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The spread is a unit, not something to be minimised."""
+        to_action = (2 * self.config.bc_weight / action.shape[3]) * (policy_action - action)
+        return (-1 / self.spread(q)).expand_as(q), to_action
+
+    def spread(self, q: Tensor) -> Tensor:
+        """Mean distance of Q from its mean over the batch: [S, N, B] -> [S, N, 1]."""
+        if not self.config.normalise_q:
+            return torch.ones_like(q[..., :1])
+        q = q.detach()
+        return (q - q.mean(2, keepdim=True)).abs().mean(2, keepdim=True).clamp(min=1e-6)

@@ -1,21 +1,21 @@
 """The training loop. It knows no algorithm: batches in, metrics out, checkpoints on the way."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import torch
 from pydantic import Field
 
 from offmarl.data.table import Transitions
 from offmarl.errors import OffmarlError, UsageError
-from offmarl.learners.base import Learner
+from offmarl.learners.base import Learner, Positive
 from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.logging import Averages, MetricsLog
 from offmarl.training.memory import keep_freed_memory
+from offmarl.training.precision import matmul_precision
 from offmarl.training.run import RunFolder
 
 Count = Annotated[int, Field(ge=1)]
@@ -30,8 +30,11 @@ class TrainConfig:
     log_every: Count = 50
     checkpoint_every: Count = 500  # a multiple of log_every
     tensorboard: bool = True
-    # "medium" lets PyTorch choose faster, on some processors less exact, kernels for products of float32.
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    # A run whose mean |Q| goes beyond this has diverged. With rewards of standard deviation 1, the default, values
+    # stay below |r| / (1 - γ): thousands at most.
+    q_limit: Positive = 1e6
+    # PyTorch's precision of float32 products; "auto": the fastest that is as exact as "highest" on this machine.
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
 
     def check(self) -> None:
         """Raise `UsageError` for settings that do not fit together."""
@@ -53,8 +56,8 @@ def train(
     """Train `learner` for `config.steps` updates, with metrics and checkpoints in `run`.
 
     Returns the last metrics, averaged over seeds. With `resume` it goes on from the run's checkpoint, if
-    there is one, to the very numbers of an uninterrupted run. Raises `OffmarlError` if training diverges;
-    the last good checkpoint stays.
+    there is one, to the very numbers of an uninterrupted run. Raises `OffmarlError` if training diverges (a
+    number that is not finite, or Q beyond `config.q_limit`); the last good checkpoint stays.
     """
     config.check()
     if learner.device.type == "cpu":
@@ -69,19 +72,28 @@ def train(
         step, metrics = saved.step, saved.metrics
     else:
         learner.observe(transitions.statistics())
+    learner.see(transitions)
     board = run.folder / "tensorboard" if config.tensorboard else None
     averages = Averages()
-    run.update(status="running", error=None)
-    with MetricsLog(run.metrics_path, step, board) as log, _matmul_precision(config.matmul_precision):
+    with (
+        MetricsLog(run.metrics_path, step, board) as log,
+        matmul_precision(config.matmul_precision, learner.device) as precision,
+    ):
+        run.update(status="running", error=None, matmul_precision=precision)
         while step < config.steps:
-            averages.add(learner.update(transitions.sample(config.batch_size, sampling)))
+            batch = transitions.sample(config.batch_size, sampling)
             step += 1
+            try:
+                averages.add(learner.update(batch))
+            except FloatingPointError as error:
+                _fail(str(error), step, run, learner)
             if progress is not None:
                 progress(step, config.steps)
             last = step == config.steps
             if step % config.log_every == 0 or last:
                 metrics = averages.read()
                 _check_finite(metrics, step, run, learner)
+                _check_values(metrics.get("q_mean", []), config.q_limit, step, run, learner)
                 log.write(step, metrics)
             if step % config.checkpoint_every == 0 or last:
                 state = learner.state_dict()
@@ -100,25 +112,23 @@ def _check_finite(values: dict[str, list[float]], step: int, run: RunFolder, lea
     """Stop a run that diverged, before it spoils its checkpoint."""
     for name, numbers in values.items():
         bad = next((number for number in numbers if not isfinite(number)), None)
-        if bad is None:
-            continue
-        kept = "no checkpoint had been written yet"
-        if run.checkpoint_path.exists():
-            kept = f"the checkpoint of step {Checkpoint.load(run.checkpoint_path).step} is kept"
-        error = (
-            f"training diverged by step {step}: {name} is {bad}; {kept}. "
-            f"Lower learner.learning_rate (now {learner.settings.learning_rate:g}) with --set and train anew"
-        )
-        run.update(status="failed", error=error)
-        raise OffmarlError(error)
+        if bad is not None:
+            _fail(f"{name} is {bad}", step, run, learner)
 
 
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    """Set PyTorch's precision of float32 products for the duration of a block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _check_values(q_mean: list[float], limit: float, step: int, run: RunFolder, learner: Learner) -> None:
+    """Stop a run whose values left what its rewards can be worth."""
+    largest = max(q_mean, key=abs, default=0.0)
+    if abs(largest) > limit:
+        _fail(f"q_mean is {largest:.3g}, beyond train.q_limit={limit:g}", step, run, learner)
+
+
+def _fail(what: str, step: int, run: RunFolder, learner: Learner) -> NoReturn:
+    """Record that the run failed, and say what is kept and what to lower."""
+    kept = "no checkpoint had been written yet"
+    if run.checkpoint_path.exists():
+        kept = f"the checkpoint of step {Checkpoint.load(run.checkpoint_path).step} is kept"
+    lower = " or ".join(f"learner.{name} (now {value:g})" for name, value in learner.to_lower().items())
+    error = f"training diverged by step {step}: {what}; {kept}. Lower {lower} with --set and train anew"
+    run.update(status="failed", error=error)
+    raise OffmarlError(error)

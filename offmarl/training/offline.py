@@ -12,15 +12,17 @@ from typing import Any
 import torch
 
 import offmarl
-from offmarl.credit.relabel import rewards_for
+from offmarl.credit.relabel import require_rewards, rewards_for
 from offmarl.data.catalog import runs_folder
 from offmarl.data.load import load_transitions
 from offmarl.data.store import Dataset
 from offmarl.data.validate import require_valid
-from offmarl.errors import UsageError
+from offmarl.errors import DataError, UsageError
+from offmarl.learners.base import Learner
 from offmarl.learners.registry import learner_class, make_learner
 from offmarl.reporter import Reporter, Silent
 from offmarl.settings import configure
+from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.loop import TrainConfig, train
 from offmarl.training.run import RECORD_NAME, RunFolder, seeds_text
 
@@ -63,6 +65,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
             f"train.batch_size={train_config.batch_size} is larger than the data: {dataset.card.id} has "
             f"{dataset.card.transitions} transitions; lower it with --set"
         )
+    require_rewards(dataset, request.rewards)
     changed = _differences(learner_config, config_class()) | _differences(train_config, TrainConfig())
     run_id = _run_id(dataset.card.id, request, changed)
     folder = request.out or runs_folder() / run_id
@@ -96,10 +99,12 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     run = _existing(folder, record, request, reporter)
     if run is not None and run.status == "complete":
         return run
+    learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
+    if run is not None and run.checkpoint_path.exists():
+        _require_fitting(run, learner)
     require_valid(dataset)
     rewards = rewards_for(dataset, request.rewards)
     transitions = load_transitions(dataset).with_reward(rewards).to(request.device)
-    learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
     if run is None:
         run = RunFolder.create(folder, record, request.overwrite)
     with reporter.bar(f"train {request.learner}") as progress:
@@ -133,6 +138,14 @@ def _existing(
     return run
 
 
+def _require_fitting(run: RunFolder, learner: Learner) -> None:
+    """Raise `DataError` for a checkpoint that is not this learner's, before any data is read."""
+    try:
+        learner.check_state(Checkpoint.load(run.checkpoint_path).learner)
+    except DataError as error:
+        raise DataError(f"--resume: {run.checkpoint_path}: {error}") from error
+
+
 def _run_id(dataset_id: str, request: TrainRequest, changed: dict[str, Any]) -> str:
     """`<dataset>/<learner>-<rewards>-s<seeds>`, and four letters where settings are not the defaults."""
     rewards = request.rewards
@@ -141,7 +154,8 @@ def _run_id(dataset_id: str, request: TrainRequest, changed: dict[str, Any]) -> 
     ):  # a file: its name is for people, the letters tell it apart
         changed = changed | {"rewards": rewards}
         rewards = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(rewards).stem) or "file"
-    run_id = f"{dataset_id}/{request.learner}-{rewards}-s{seeds_text(request.seeds)}"
+    learner = request.learner.replace(":", "-")
+    run_id = f"{dataset_id}/{learner}-{rewards}-s{seeds_text(request.seeds)}"
     if changed:
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
         run_id += f"-{digest[:4]}"

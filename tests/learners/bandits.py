@@ -81,6 +81,7 @@ def best_choice(obs: Tensor) -> Tensor:
 
 def train(learner: Learner, transitions: Transitions, steps: int, batch_size: int = 256) -> Learner:
     learner.observe(transitions.statistics())
+    learner.see(transitions)
     generators = [stream(seed, "sample") for seed in learner.seeds]
     for _ in range(steps):
         learner.update(transitions.sample(batch_size, generators))

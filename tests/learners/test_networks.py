@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
-from offmarl.learners.networks import StackedMLP, _NarrowLayer
+from offmarl.learners import networks
+from offmarl.learners.networks import StackedMLP, _NarrowLayer, tiles
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.streams import stream
 
@@ -47,11 +49,66 @@ def test_narrow_layers_have_the_right_gradient():
         )
 
 
-def test_pairs_equal_the_joined_input():
-    network = stacked(sizes=(5, 8, 8, 1))
-    obs, action = torch.randn(6, 7, 3), torch.randn(6, 7, 4, 2)
-    joined = torch.cat([obs.unsqueeze(2).expand(-1, -1, 4, -1), action], -1).flatten(1, 2)
-    torch.testing.assert_close(network.pairs(obs, action), network(joined).view(6, 7, 4, 1))
+def joined(obs, action):
+    """[G, M, O], [G, M, K, A] -> [G, M*K, O+A]."""
+    return torch.cat([obs.unsqueeze(2).expand(-1, -1, action.shape[2], -1), action], -1).flatten(1, 2)
+
+
+@pytest.mark.parametrize("actions", [None, 1, 4])
+@pytest.mark.parametrize("hidden", [(8,), (8, 7), (8, 7, 9)])
+@pytest.mark.parametrize("outputs", [1, 3, 20])
+def test_the_gradient_derived_by_hand_equals_autograds(actions, hidden, outputs):
+    network = stacked(sizes=(5, *hidden, outputs))
+    if actions is None:
+        obs, action = torch.randn(6, 7, 5), None
+        rows = obs
+    else:
+        obs, action = torch.randn(6, 7, 3), torch.randn(6, 7, actions, 2, requires_grad=True)
+        rows = joined(obs, action)
+    plain_output = torch.stack([plain(network, index, rows[index]) for index in range(6)])
+    gradient = torch.randn_like(plain_output)
+    expected = torch.autograd.grad(
+        plain_output, [*network.parameters(), *([] if action is None else [action])], gradient
+    )
+    found = network.like(torch.zeros_like(network.flat))
+    forward = network.forward(obs, action)
+    torch.testing.assert_close(forward.output.flatten(1, -2), plain_output)
+    shaped = gradient.view_as(forward.output)
+    forward.backward(shaped, found)
+    for one, other in zip(found.parameters(), expected, strict=False):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    if action is not None:
+        to_action = network.forward(obs, action).to_action(shaped)
+        torch.testing.assert_close(to_action, expected[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_backward_adds_to_what_is_there():
+    network, rows = stacked(), torch.randn(6, 7, 5)
+    once = network.like(torch.zeros_like(network.flat))
+    twice = network.like(torch.zeros_like(network.flat))
+    for into in (once, twice, twice):
+        network.forward(rows).backward(torch.ones(6, 7, 1), into)
+    torch.testing.assert_close(twice.flat, 2 * once.flat)
+
+
+def test_tiles_cover_everything_once(monkeypatch):
+    network = stacked((2, 3), (5, 8, 1))
+    for size in (1, 32, 5 * 8 * 4, 1000, 10_000):
+        monkeypatch.setattr(networks, "TILE_BYTES", size)
+        seen = torch.zeros(6, 7)
+        for tile in tiles(network, 7, 5):
+            seen[tile] += 1
+            assert seen[tile].numel() == 1 or seen[tile].numel() * 5 * 8 * 4 <= size
+        assert (seen == 1).all()
+
+
+def test_a_part_is_a_view_that_autograd_does_not_follow():
+    network = stacked((2, 3), (5, 8, 1))
+    part = network.part(slice(2, 4))
+    network.flat.mul_(2)
+    assert torch.equal(part.flat, network.flat[2:4])
+    assert part is network.part(slice(2, 4))
+    assert not part(torch.randn(2, 4, 5)).requires_grad
 
 
 def test_initial_weights_depend_on_the_seed_alone():
@@ -92,11 +149,11 @@ def test_one_networks_gradient_does_not_shrink_anothers():
 
 
 def test_parts_of_a_batch_add_up_to_the_batch():
-    networks = [stacked(), stacked()]
+    pair = [stacked(), stacked()]
     rows = torch.randn(6, 8, 5)
-    whole, parts = (StackedAdam(network, 1e-2, 0.5) for network in networks)
-    whole.minimise(networks[0](rows).square().mean((1, 2)).sum())
+    whole, parts = (StackedAdam(network, 1e-2, 0.5) for network in pair)
+    whole.minimise(pair[0](rows).square().mean((1, 2)).sum())
     for part in rows.split(3, dim=1):
-        parts.accumulate(networks[1](part).square().mean((1, 2)).sum() * part.shape[1] / 8)
+        parts.accumulate(pair[1](part).square().mean((1, 2)).sum() * part.shape[1] / 8)
     parts.step()
-    torch.testing.assert_close(networks[0].flat, networks[1].flat, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(pair[0].flat, pair[1].flat, atol=1e-6, rtol=1e-4)

@@ -67,11 +67,11 @@ def test_only_settings_that_differ_change_the_id(dataset):
     assert default.id != "mpe_tag/random-v0/bc-team-s0"
     same = train_offline(
         dataset,
-        request(train_settings={**FAST, "steps": 2}, learner_settings={"share": False}, overwrite=True),
+        request(train_settings={**FAST, "steps": 2}, learner_settings={"agent_id": False}, overwrite=True),
     )
     assert same.id == default.id
     other = train_offline(
-        dataset, request(train_settings={**FAST, "steps": 2}, learner_settings={"share": True})
+        dataset, request(train_settings={**FAST, "steps": 2}, learner_settings={"agent_id": True})
     )
     assert other.id != default.id
 

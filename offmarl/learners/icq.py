@@ -1,0 +1,269 @@
+"""ICQ: implicit constraint Q-learning (Yang et al. 2021, "Believe what you see"), for continuous actions.
+
+Values are bootstrapped on actions of the data alone, and the policy is regressed on them; how much an action counts
+says how good it is:
+
+    J_Q = E[(r + γ ρ(o', a') Q'(o', a') - Q(o, a))²]      a' is what the data did next
+    J_π = E[-ρ(o, a) log π(a | o)]                        ρ = exp(Q / α) / Z(o)
+
+Every agent learns from its own reward. With a mixer (ICQ-MA) all learn from the mean of the rewards, through
+Q_tot = Σ w_i(s) Q_i(o_i, a_i) + b(s) with w_i ≥ 0, and ρ_i = exp(w_i Q_i / α) / Z_i(o_i).
+
+There is one critic, as in the paper and its code for SMAC and MuJoCo: what the minimum of two cures, the
+overestimation of actions that nobody took, cannot arise.
+
+Shapes: S seeds, B batch, N agents, O observation, A action dimensions, D what the mixer sees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+from torch import Tensor
+
+from offmarl.data.table import Batch, Statistics
+from offmarl.envs.base import EnvSpec
+from offmarl.learners.base import Learner, Metrics, Positive, ValueConfig
+from offmarl.learners.critics import CentralCritic
+from offmarl.learners.networks import Pass, StackedMLP
+from offmarl.learners.optimiser import StackedAdam
+from offmarl.learners.rewards import Rewards
+
+# Log of a policy's standard deviation, which cloning an exact rule would let vanish.
+NARROWEST, WIDEST = -5.0, 2.0
+
+
+@dataclass
+class ICQConfig(ValueConfig):
+    """ICQ (Yang et al. 2021)."""
+
+    # α of J_π in standard deviations of the advantage over the batch (the paper's: in units of reward). Errors of the
+    # critic shift what the policy regresses on, the more the lower α: measured on OMAR's spread task, expert data,
+    # 2,000 updates, 33 normalised at 1, 90 at 2 and 93 without weights.
+    policy_temperature: Positive = 2.0
+    critic_temperature: Positive = 1_000.0  # α of J_Q; their code: 1,000 (SMAC), 10 to 100 (AntMaze, MuJoCo)
+    mixer: bool = False  # ICQ-MA: one value of the team, decomposed
+    critic_sees_state: bool = True  # the mixer sees the state, where there is one, beside all observations
+
+
+class ICQ(Learner):
+    """A Gaussian policy with mean tanh(z(o_i)), a critic Q(o_i, a_i) and its mean V(o_i) for each agent.
+
+    Z(o) cannot be had from one action a state. One Z for all states, a plain softmax of Q over the batch, makes
+    actions count for being taken in good states: measured on expert data (OMAR's spread task, α of one unit of
+    reward) it reached 13 normalised, and 76 with a Z for each state: here log Z(o) is V(o) / α, its first-order
+    term, and what is left of Z is the batch's. Their code for SMAC subtracts Σ_a π(a) Q(o, a) instead of V; for
+    continuous actions that would rate actions that are not in the data.
+    """
+
+    action_type = "continuous"
+    config_class = ICQConfig
+    config: ICQConfig
+
+    def __init__(
+        self, spec: EnvSpec, config: ICQConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(spec, config, seeds, device)
+        self.config = config
+        N, A = spec.n_agents, spec.action_dim
+        self.rewards = self.keep("normaliser", Rewards(config, N, self.device))
+        self.policy = self.network("policy", self.input_dim, A)
+        deviations = torch.zeros(len(self.policy.flat), A, device=self.device)
+        # The same in all states: a layer without inputs.
+        self.log_sd = self.keep("log_sd", StackedMLP(self.policy.copies, (0, A), deviations))
+        self.critic = self.network("critic", self.input_dim + A, 1)
+        self.target_critic = self.keep("target_critic", self.critic.target())
+        self.value = self.network("value", self.input_dim, 1)
+        self.policy_optimiser = self._optimiser("policy", self.policy)
+        self.log_sd_optimiser = self._optimiser("log_sd", self.log_sd)
+        self.critic_optimiser = self._optimiser("critic", self.critic)
+        self.value_optimiser = self._optimiser("value", self.value)
+        if config.mixer:
+            with_state = config.critic_sees_state and spec.state_dim > 0
+            team = CentralCritic(spec, self.input_dim, with_state, self.device)
+            self.team = self.keep("mixer_input", team)
+            self.mixer = self.network("mixer", team.seen_dim, N + 1, per_seed=1)
+            self.target_mixer = self.keep("target_mixer", self.mixer.target())
+            self.mixer_optimiser = self._optimiser("mixer", self.mixer)
+        widths = torch.tensor([len(names) for names in spec.action_names], device=self.device)
+        used = torch.arange(A, device=self.device) < widths.unsqueeze(1)
+        self._used = used.float().unsqueeze(1)  # [N, 1, A], 0 in dimensions that narrower agents lack
+
+    def _optimiser(self, name: str, network: StackedMLP) -> StackedAdam:
+        made = StackedAdam(network, self.config.learning_rate, self.config.gradient_clip)
+        return self.keep(f"{name}_optimiser", made)
+
+    def observe(self, statistics: Statistics) -> None:
+        """Take the normalisers of a dataset. Raises `DataError` where it lacks a state to be seen."""
+        super().observe(statistics)
+        if self.config.mixer:
+            self.team.observe(statistics)
+        mean, std = self._pooled(statistics.reward_mean, statistics.reward_std)
+        self.rewards.observe(mean, std, statistics.terminates, together=self.config.mixer)
+
+    # ---- the paper's equations
+
+    @staticmethod
+    def importance(exponent: Tensor, counted: Tensor) -> Tensor:
+        """ρ of the exponents [..., B]: mean 1 over the `counted` rows, 0 in the others."""
+        lowest = torch.finfo(exponent.dtype).min
+        share = torch.softmax(exponent.masked_fill(~counted, lowest), dim=-1)
+        return share * counted * counted.sum(-1, keepdim=True)
+
+    def td_target(self, batch: Batch, next_obs: Tensor) -> Tensor:
+        """Compute r + γ ρ(o', a') Q'(o', a'), [S, N, B], with a mixer [S, 1, B]; no use where only time ran out.
+
+        Here ρ is over the batch and at most 1, as in their code: with γ that keeps values from growing for ever.
+        """
+        goes_on = batch.done.unsqueeze(1) == 0  # [S, 1, B]; elsewhere there is no next action
+        next_action = torch.where(goes_on.unsqueeze(3), batch.next_action.transpose(1, 2), 0.0)
+        q = self.q_values(self.target_critic, next_obs, next_action)
+        if self.config.mixer:
+            q = self.q_total(q, *self.mixing(self.target_mixer, next_obs, next_action, batch.next_state)[1:])
+        rho = self.importance(q / self.config.critic_temperature, goes_on.expand_as(q)).clamp(max=1)
+        target = self.rewards.td_target(batch, rho * q)
+        return target.mean(1, keepdim=True) if self.config.mixer else target
+
+    @staticmethod
+    def q_total(q: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Q_tot = Σ w_i(s) Q_i(o_i, a_i) + b(s): [S, N, B], [S, N, B], [S, 1, B] -> [S, 1, B]."""
+        return (weight * q).sum(1, keepdim=True) + bias
+
+    @staticmethod
+    def squared_error(value: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """J_Q, and J_V = E[(V(o) - Q(o, a))²], over the counted rows: [S, N or 1, B] each -> [S, N or 1]."""
+        return ((value - target).square() * counted).sum(-1) / counted.sum(-1).clamp(min=1)
+
+    def policy_loss(self, mean: Tensor, action: Tensor, rho: Tensor) -> Tensor:
+        """J_π, -ρ log π(a | o) of a Gaussian: means, actions [S, N, B, A] and ρ [S, N, B] -> [S, N]."""
+        log_sd = self.log_deviations()
+        terms = 0.5 * ((action - mean) / log_sd.exp()).square() + log_sd + 0.5 * log(2 * pi)
+        return (rho * (terms * self._used).sum(3)).mean(2)
+
+    # ---- their pieces
+
+    def log_deviations(self) -> Tensor:
+        """Log of the policies' standard deviations, [S, N or 1, 1, A]."""
+        return self.log_sd.biases[0].unflatten(0, self.log_sd.copies)
+
+    def q_values(self, critic: StackedMLP, obs: Tensor, action: Tensor) -> Tensor:
+        """Q_i of one action a state: [S, N, B, O], [S, N, B, A] -> [S, N, B]."""
+        return critic.forward(self.rows(obs), self.rows(action).unsqueeze(2)).output.view(obs.shape[:3])
+
+    def mixing(
+        self, mixer: StackedMLP, obs: Tensor, action: Tensor, state: Tensor | None
+    ) -> tuple[Pass, Tensor, Tensor]:
+        """Compute the pass, w(s) [S, N, B], non-negative with sum 1 as in their code, and b(s) [S, 1, B]."""
+        forward = mixer.forward(self.team.states(obs, action, state).seen[:, 0].contiguous())  # [S, B, N + 1]
+        output = forward.output.transpose(1, 2)
+        return forward, torch.softmax(output[:, :-1], dim=1), output[:, -1:]
+
+    @staticmethod
+    def spread(advantage: Tensor, counted: Tensor) -> Tensor:
+        """Standard deviation over the counted rows: [S, N, B] each -> [S, N, 1]."""
+        count = counted.sum(2, keepdim=True).clamp(min=1)
+        mean = (advantage * counted).sum(2, keepdim=True) / count
+        variance = ((advantage - mean).square() * counted).sum(2, keepdim=True) / count
+        return variance.sqrt().clamp(min=1e-6)
+
+    # ---- one update
+
+    @torch.no_grad()
+    def update(self, batch: Batch) -> Metrics:
+        """One step of the critics, with the mixer, and then of values and policies."""
+        obs, next_obs = self.prepare(batch.obs), self.prepare(batch.next_obs)
+        action = batch.action.transpose(1, 2).contiguous()  # [S, N, B, A]
+        # Where time ran out the value goes on, but with which action the data does not say.
+        known = ((batch.done == 0) | (batch.terminated == 1)).unsqueeze(1)  # [S, 1, B]
+        alive = torch.ones_like(action[..., 0], dtype=torch.bool)  # [S, N, B]
+        if batch.alive is not None:
+            alive = batch.alive.transpose(1, 2)
+        metrics = self.critic_step(
+            obs,
+            action,
+            batch.state,
+            self.td_target(batch, next_obs),
+            known if self.config.mixer else known & alive,
+        )
+        advantage, value_metrics = self.value_step(obs, action, alive)
+        if self.config.mixer:
+            advantage = advantage * self.mixing(self.mixer, obs, action, batch.state)[1]
+            self.target_mixer.follow(self.mixer, self.config.tau)
+        rho = self.importance(
+            advantage / (self.config.policy_temperature * self.spread(advantage, alive)), alive
+        )
+        self.target_critic.follow(self.critic, self.config.tau)
+        self.updates += 1
+        return metrics | value_metrics | self.policy_step(obs, action, rho)
+
+    @torch.no_grad()
+    def critic_step(
+        self, obs: Tensor, action: Tensor, state: Tensor | None, td_target: Tensor, counted: Tensor
+    ) -> Metrics:
+        """One step of the critics down J_Q, with a mixer through it."""
+        S, N, B, _ = obs.shape
+        critic = self.critic.forward(self.rows(obs), self.rows(action).unsqueeze(2))
+        q = total = critic.output.view(S, N, B)
+        if self.config.mixer:
+            mixer, weight, bias = self.mixing(self.mixer, obs, action, state)
+            total = self.q_total(q, weight, bias)
+        to_q = 2 * (total - td_target) * counted / counted.sum(-1, keepdim=True).clamp(min=1)
+        if self.config.mixer:
+            to_scores = to_q * weight * (q - (total - bias))  # the softmax's gradient
+            mixer.backward(torch.cat([to_scores, to_q], 1).transpose(1, 2), self.mixer_optimiser.gradient)
+            self.mixer_optimiser.step()
+            to_q = to_q * weight
+        elif self.share:
+            to_q = to_q / N  # as in `Learner.total`
+        critic.backward(self.rows(to_q).view_as(critic.output), self.critic_optimiser.gradient)
+        norm = self.critic_optimiser.step()
+        return {
+            "critic_loss": self.squared_error(total, td_target, counted).mean(1),
+            "q_mean": total.mean((1, 2)),
+            "critic_gradient": norm.view(S, -1).mean(1),
+        }
+
+    @torch.no_grad()
+    def value_step(self, obs: Tensor, action: Tensor, alive: Tensor) -> tuple[Tensor, Metrics]:
+        """One step of the values down J_V. Returns the advantages Q - V before it, [S, N, B]."""
+        S, N, B, _ = obs.shape
+        value = self.value.forward(self.rows(obs))
+        v, q = value.output.view(S, N, B), self.q_values(self.critic, obs, action)
+        to_v = 2 * (v - q) * alive / alive.sum(-1, keepdim=True).clamp(min=1)
+        if self.share:
+            to_v = to_v / N
+        value.backward(self.rows(to_v).view_as(value.output), self.value_optimiser.gradient)
+        self.value_optimiser.step()
+        return q - v, {"value_loss": self.squared_error(v, q, alive).mean(1)}
+
+    @torch.no_grad()
+    def policy_step(self, obs: Tensor, action: Tensor, rho: Tensor) -> Metrics:
+        """One step of the policies down J_π."""
+        S, N, B, A = action.shape
+        rows = self.rows(obs)
+        policy = self.policy.forward(rows)
+        mean = torch.tanh(policy.output.view(S, N, B, A)) * self._used
+        loss, sd = self.policy_loss(mean, action, rho), self.log_deviations().exp()
+        error = (mean - action) / sd
+        each = rho.unsqueeze(3) * self._used / rows.shape[1]
+        to_log_sd = self.rows(each * (1 - error.square()))  # [G, M, A]
+        policy.backward(self.rows(each * error / sd * (1 - mean.square())), self.policy_optimiser.gradient)
+        norm = self.policy_optimiser.step()
+        self.log_sd_optimiser.gradient.biases[0].add_(to_log_sd.sum(1, keepdim=True))
+        self.log_sd_optimiser.step()
+        self.log_sd.flat.clamp_(NARROWEST, WIDEST)
+        return {
+            "policy_loss": loss.mean(1),
+            "policy_gradient": norm.view(S, -1).mean(1),
+            "policy_sd": sd.mean((1, 2, 3)),
+            "saturation": (mean.abs() > 0.99).float().mean((1, 2, 3)),
+            # Kish's effective sample size: at 1 this is cloning, near 0 a few actions are all that counts.
+            "effective_batch": (rho.sum(2).square() / (B * rho.square().sum(2)).clamp(min=1e-9)).mean(1),
+        }
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Act as the policy does on average: [S, B, N, O] -> [S, B, N, A]."""
+        z = self.apply(self.policy, self.prepare(obs))
+        return (torch.tanh(z) * self._used).transpose(1, 2)

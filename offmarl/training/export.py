@@ -1,0 +1,242 @@
+"""Policies for use elsewhere: `offmarl export` writes one seed's policy into a folder of its own.
+
+Shapes: B frames, N agents, O observation, A action dimensions or choices.
+"""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import offmarl
+from offmarl.atomic import replace_folder, write_json
+from offmarl.envs.base import EnvSpec
+from offmarl.errors import OffmarlError, UsageError, unknown_name
+from offmarl.learners.base import Learner
+from offmarl.policy import ABOUT, FILES, FORMAT, Policy, load_policy
+from offmarl.streams import stream
+from offmarl.training.run import RunFolder
+from offmarl.training.run import load_policy as load_run
+
+Format = Literal["offmarl", "torchscript", "onnx"]
+TOLERANCE = 1e-5
+PROBES = 64  # frames on which an exported policy must act as the run does
+ONNX_OPSET = 18
+
+LOADING = {
+    "offmarl": "from offmarl.policy import load_policy; policy = load_policy({folder!r})",
+    "torchscript": "import torch; policy = torch.jit.load({file!r})",
+    "onnx": "import onnxruntime; session = onnxruntime.InferenceSession({file!r})",
+}
+
+Runner = Callable[[Tensor, Tensor | None], Tensor]  # obs [B, N, O], legal [B, N, A] -> actions
+
+
+@torch.no_grad()
+def export_run(
+    run: RunFolder, form: str, out: Path, seed: int | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write the greedy policy of one of the run's seeds (the first if `seed` is None) into the folder `out`.
+
+    What was written is loaded again and must act as the run does, to 1e-5. Returns the content of policy.json.
+    Raises `UsageError` for an unknown format or seed, a folder that exists, a learner that the format cannot
+    hold, and where the packages of a format are missing; `DataError` for a damaged run.
+    """
+    if form not in FILES:
+        raise unknown_name("format", form, get_args(Format))
+    if out.exists():
+        _require_replaceable(out, overwrite)
+    seeds = list(run.record["seeds"])
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise UsageError(f"--seed {seed}: run {run.id} has the seeds {', '.join(map(str, seeds))}")
+    trained = load_run(run)
+    learner, index = trained.learner, seeds.index(seed)
+    module = learner.exported(index).eval()
+    obs, legal = probes(learner.spec)
+    expected = module(obs, legal)
+    _require_same(expected, module(obs, legal), f"{run.record['learner']} draws at random when it acts")
+    file = FILES[form]
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "file": file,
+        "load": LOADING[form].format(folder=str(out), file=str(out / file)),
+        "action_type": learner.spec.action_type,
+        "agents": list(learner.spec.agents),
+        "obs_names": [list(names) for names in learner.spec.obs_names],
+        "action_names": [list(names) for names in learner.spec.action_names],
+        "inputs": _inputs(learner.spec),
+        "run": run.id,
+        "learner": run.record["learner"],
+        "rewards": run.record["rewards"],
+        "dataset": run.record["dataset"]["id"],
+        "seed": seed,
+        "steps": trained.steps,
+        "env": learner.spec.model_dump(mode="json"),
+        "versions": {"offmarl": offmarl.__version__, "torch": torch.__version__},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        if form == "offmarl":
+            about["tensors"] = _write_tensors(module, temporary / file, run)
+        elif form == "torchscript":
+            _write_torchscript(module, temporary / file, obs, legal)
+        else:
+            _write_onnx(module, temporary / file, obs, legal)
+        write_json(temporary / ABOUT, about)
+        written = _runner(form, temporary)(obs, legal)
+        _require_same(expected, written, f"the {form} file does not act as run {run.id} does")
+        _require_same(_run_acts(learner, index, obs, legal), written, f"the export of run {run.id} is wrong")
+        temporary.chmod(0o755)
+        replace_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return about
+
+
+def probes(spec: EnvSpec) -> tuple[Tensor, Tensor | None]:
+    """Frames to compare policies on: [B, N, O] normal, and for discrete actions [B, N, A] with a legal choice."""
+    generator = stream(0, "export")
+    obs = torch.randn(PROBES, spec.n_agents, spec.obs_dim, generator=generator)
+    if not spec.discrete:
+        return obs, None
+    legal = torch.rand(PROBES, spec.n_agents, spec.action_dim, generator=generator) < 0.7
+    legal[..., 0] = True
+    return obs, legal
+
+
+def _inputs(spec: EnvSpec) -> dict[str, Any]:
+    """Describe what the files take, in this order; B is any number of frames."""
+    inputs = {"obs": {"shape": ["B", spec.n_agents, spec.obs_dim], "type": "float32"}}
+    if spec.discrete:
+        inputs["legal"] = {"shape": ["B", spec.n_agents, spec.action_dim], "type": "bool"}
+    return inputs
+
+
+def _arguments(obs: Tensor, legal: Tensor | None) -> tuple[Tensor, ...]:
+    return (obs,) if legal is None else (obs, legal)
+
+
+@torch.no_grad()
+def _run_acts(learner: Learner, index: int, obs: Tensor, legal: Tensor | None) -> Tensor:
+    """What the run itself does, without the dimensions that an agent does not have."""
+    S = len(learner.seeds)
+    action = learner.act(obs.expand(S, *obs.shape), None if legal is None else legal.expand(S, *legal.shape))
+    if learner.spec.discrete:
+        return action[index]
+    widths = torch.tensor([len(names) for names in learner.spec.action_names])
+    return action[index] * (torch.arange(learner.spec.action_dim) < widths.unsqueeze(1))
+
+
+def _require_same(expected: Tensor, found: Tensor, what: str) -> None:
+    """Compare continuous actions to `TOLERANCE`; choices may differ where two are equally good, once in 64."""
+    if expected.is_floating_point():
+        difference = float((expected - found).abs().max())
+        same = difference <= TOLERANCE
+    else:
+        difference = float((expected != found).float().mean())
+        same = difference <= 1 / PROBES
+    if not same:
+        raise OffmarlError(f"nothing was exported: {what} (difference {difference:.2g})")
+
+
+def _require_replaceable(out: Path, overwrite: bool) -> None:
+    if not out.is_dir():
+        raise UsageError(f"--out {out} is a file: give a folder")
+    if not any(out.iterdir()):
+        return
+    if not (out / ABOUT).exists():
+        raise UsageError(f"{out} holds files that are no exported policy: choose another folder")
+    if not overwrite:
+        raise UsageError(f"{out} holds a policy already: --overwrite replaces it")
+
+
+def _write_tensors(module: nn.Module, path: Path, run: RunFolder) -> dict[str, list[int]]:
+    if not isinstance(module, Policy):
+        raise UsageError(
+            f"the networks of {run.record['learner']} are not this package's own: export them with "
+            "--format torchscript"
+        )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in module.tensors().items()}
+    save_file(tensors, str(path), {"format": FORMAT})
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _write_torchscript(module: nn.Module, path: Path, obs: Tensor, legal: Tensor | None) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter(
+            "ignore"
+        )  # deprecated in favour of torch.export, which cannot yet be run without Python
+        traced = torch.jit.trace(module, _arguments(obs, legal), check_trace=False)
+        torch.jit.save(torch.jit.freeze(traced), str(path))
+
+
+def _write_onnx(module: nn.Module, path: Path, obs: Tensor, legal: Tensor | None) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f'--format onnx needs onnx, onnxscript and onnxruntime ({error}): pip install "offmarl[onnx]"'
+        ) from error
+    inputs = _arguments(obs, legal)
+    frames = torch.export.Dim("frames", min=1)
+    with warnings.catch_warnings(), torch.no_grad(), _without_argument_checks():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                opset_version=ONNX_OPSET,
+                input_names=["obs", "legal"][: len(inputs)],
+                output_names=["action"],
+                dynamic_shapes=[{0: frames}] * len(inputs),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise OffmarlError(
+                "PyTorch cannot write this policy as ONNX: use --format torchscript"
+            ) from error
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+@contextmanager
+def _without_argument_checks() -> Iterator[None]:
+    """Let distributions not look at their arguments: a graph cannot branch on values."""
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(__debug__)  # PyTorch's default
+
+
+def _runner(form: str, folder: Path) -> Runner:
+    """Load what was written as its reader will."""
+    path = folder / FILES[form]
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+        def run(obs: Tensor, legal: Tensor | None) -> Tensor:
+            given = {"obs": obs.numpy()} | ({} if legal is None else {"legal": legal.numpy()})
+            return torch.from_numpy(session.run(None, given)[0])
+
+        return run
+    if form == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            script = torch.jit.load(str(path))
+        return lambda obs, legal: script(*_arguments(obs, legal))
+    return load_policy(folder)
