@@ -233,8 +233,7 @@ def evaluate(
     from offmarl.evaluation.scores import evaluate_runs, runs_to_evaluate
 
     terminal = Terminal(as_json)
-    if figure is not None and figure.suffix not in FIGURE_FORMATS:
-        raise UsageError(f"--figure {figure}: expected a name that ends in {', '.join(FIGURE_FORMATS)}")
+    _check_figure(figure)
     env_options = parse_settings(settings or [], ["env"])["env"]
     runs = runs_to_evaluate(run or [], dataset)
     if not run and dataset is None:
@@ -296,6 +295,10 @@ def bench(
     table: Annotated[
         Path | None, typer.Option(metavar="FILE.md", help="Write all tables of the recipe as Markdown.")
     ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of decompositions: draw skill against the number of transitions."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the data and credit that cells share.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished cells again.")] = False,
     device: Device = "cpu",
@@ -309,6 +312,7 @@ def bench(
     from offmarl.recipes.recipe import load_recipe
 
     terminal = Terminal(as_json)
+    _check_figure(figure)
     plan = load_recipe(recipe)
     folder = out or offmarl_home() / "benches" / plan.name
     report = read_results(plan, folder, only or [])
@@ -334,6 +338,11 @@ def bench(
     if table is not None:
         write_text(table, report.markdown(_command_line()))
         terminal.line(f"wrote {table}")
+    if figure is not None:
+        from offmarl.report.credit_figures import draw_skill_curve
+
+        draw_skill_curve(report.skill_rows(), figure)
+        terminal.line(f"wrote {figure}")
     terminal.json(report.to_json())
     terminal.line(f"{report.count('done')} of {len(report.results)} cells are measured, in {folder}")
     if report.failures and not dry_run:
@@ -433,6 +442,12 @@ def data_validate(
     if problems:
         raise typer.Exit(1)
     terminal.line(f"{source.card.id}: valid, {source.card.rows:,} rows in {source.card.episodes:,} episodes")
+
+
+def _check_figure(path: Path | None) -> None:
+    """Raise `UsageError` for a format that cannot be drawn, before any work."""
+    if path is not None and path.suffix not in FIGURE_FORMATS:
+        raise UsageError(f"--figure {path}: expected a name that ends in {', '.join(FIGURE_FORMATS)}")
 
 
 def _device(name: str) -> str:

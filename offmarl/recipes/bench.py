@@ -75,6 +75,24 @@ class BenchReport:
         """All of them."""
         return [self.table(index) for index in range(len(self.recipe.tables))]
 
+    def skill_rows(self) -> list[dict[str, Any]]:
+        """Of decompositions of data of a given size: method, case, transitions, seed, skill (None: undefined)."""
+        return [
+            {
+                "method": cell.settings.decompose.method,
+                "case": cell.settings.collect.env,
+                "transitions": cell.settings.collect.steps,
+                "seed": cell.coordinates["seed"],
+                "skill": result.values.get("skill", [None])[0],
+            }
+            for result in self.results
+            if (cell := result.cell).settings.train is None
+            and cell.settings.decompose is not None
+            and cell.settings.collect is not None
+            and cell.settings.collect.steps is not None
+            and result.status == DONE
+        ]
+
     def overview(self) -> list[list[str]]:
         """Cells, done, failed and open of every block."""
         return [
