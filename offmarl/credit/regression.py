@@ -22,7 +22,7 @@ from offmarl.credit.samples import Samples, Scale, living, prepare, split_episod
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
 
-UNTESTED = "not tested: this method fits one split and does not ask whether another explains the data as well"
+UNTESTED = "not tested: one split was fitted"  # whether another explains the data as well was not asked
 FEWEST_EPISODES = 10  # fewer cannot be split
 CENTRING_ROWS = 10_000  # of the fitted transitions, evenly spaced: enough for a mean
 ASSIGN_CHUNK = 32_768  # agents x rows predicted at a time

@@ -56,7 +56,7 @@ def decomposed(
         ("scm_b1", None, 0.95, 0.98, 0.93),
         ("scm_d", None, 0.95, 0.98, 0.93),
         ("scm_e", None, 0.95, 0.95, 0.85),
-        ("scm_b2", None, 0.90, 0.95, 0.65),
+        ("scm_b2", None, 0.90, 0.90, 0.65),
         ("scm_c", None, 0.85, 0.95, 0.80),
     ],
 )
@@ -127,5 +127,5 @@ def test_rewards_that_are_hardly_individual_fall_back(case):
 def test_too_little_data_for_rare_contacts_falls_back():
     credit, _ = decomposed("mpe_tag_individual", 5_000)
     assert credit.fallback
-    assert "unexplained" in credit.reason or "disagree" in credit.reason
+    assert any(said in credit.reason for said in ("unexplained", "disagree", "no variable explains"))
     assert torch.isfinite(credit.reward).all()
