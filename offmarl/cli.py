@@ -161,7 +161,8 @@ def decompose(
 def train(
     dataset: DatasetOption = None,
     learner: Annotated[
-        str, typer.Option(help="bc, td3bc, cql, d3rlpy:iql, ...; the form follows the dataset's actions.")
+        str,
+        typer.Option(help="bc, td3bc, cql, omar, icq, cfcql or d3rlpy:NAME; the form follows the dataset."),
     ] = "cql",
     rewards: Annotated[
         str, typer.Option(help="team, mean, true, or a decomposition: its name or file.")
