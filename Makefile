@@ -18,7 +18,7 @@ quickstart: $(STAMP)
 	$(BIN)/python recipes/quickstart.py
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
