@@ -3,18 +3,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+INSTALLED := $(VENV)/.installed
+STAMP := $(VENV)/.installed-for-development
 
 .PHONY: quickstart test test-slow lint format install clean
 
 install: $(STAMP)
 
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) ".[d3rlpy]"
+	touch $@
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,d3rlpy,onnx]"
-	touch $(STAMP)
+	$(INSTALL) ".[dev,d3rlpy,onnx]"
+	touch $@ $(INSTALLED)
 
-quickstart: $(STAMP)
+quickstart: $(INSTALLED)
 	$(BIN)/python recipes/quickstart.py
 
 test: $(STAMP) lint

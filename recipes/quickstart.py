@@ -22,7 +22,7 @@ REWARDS = ("team", "mean", "macca", "true")
 # Enough updates to tell the rewards apart within minutes; every reward gets the same.
 LEARNERS = {
     "td3bc": "--steps 1000 --set train.batch_size=256 --set learner.bc_weight=0.4",  # TD3+BC, alpha 2.5
-    "cql": "--steps 400 --set train.batch_size=256",
+    "cql": "--steps 300 --set train.batch_size=256",
 }
 IMITATION = "--learner bc --rewards team --steps 1000 --set train.batch_size=256"
 MARKER = ".made-by-quickstart"
@@ -75,7 +75,7 @@ def main() -> None:
         runs += [pool.submit(train, learner, "macca") for learner in LEARNERS]
         for run in runs:
             run.result()
-    console.print(offmarl(f"evaluate --dataset {DATASET} --figure {home / 'scores.png'}"), markup=False)
+    console.print(offmarl(f"evaluate --dataset {DATASET} --episodes 100 --figure {home / 'scores.png'}"), markup=False)
 
     credit = json.loads((home / "datasets" / DATASET / "credit" / "macca.json").read_text())
     scores = [json.loads(path.read_text()) for path in (home / "runs").rglob("evaluation.json")]
