@@ -75,7 +75,9 @@ def main() -> None:
         runs += [pool.submit(train, learner, "macca") for learner in LEARNERS]
         for run in runs:
             run.result()
-    console.print(offmarl(f"evaluate --dataset {DATASET} --episodes 100 --figure {home / 'scores.png'}"), markup=False)
+    console.print(
+        offmarl(f"evaluate --dataset {DATASET} --episodes 100 --figure {home / 'scores.png'}"), markup=False
+    )
 
     credit = json.loads((home / "datasets" / DATASET / "credit" / "macca.json").read_text())
     scores = [json.loads(path.read_text()) for path in (home / "runs").rglob("evaluation.json")]
