@@ -28,6 +28,7 @@ def offmarl(home, monkeypatch, capsys):
 
     def run(command: str) -> tuple[int, str, str]:
         monkeypatch.setenv("OFFMARL_HOME", str(home))
+        monkeypatch.setenv("COLUMNS", "160")  # narrower tables break words over lines
         monkeypatch.setattr(sys, "argv", ["offmarl", *shlex.split(command)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
