@@ -2,14 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from offmarl.errors import UsageError, unknown_name
 
 Config = TypeVar("Config")
+
+# Bounds that a config declares and `configure` checks.
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 def parse_settings(assignments: Iterable[str], sections: Iterable[str]) -> dict[str, dict[str, Any]]:

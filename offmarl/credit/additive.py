@@ -14,15 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offmarl.credit.fitted import FitConfig
 from offmarl.credit.heads import RewardHeads, minimise, variables_seen
-from offmarl.credit.regression import Count, Positive, Regression, RegressionConfig
+from offmarl.credit.regression import Regression
 from offmarl.credit.samples import Samples
 from offmarl.data.table import Transitions
+from offmarl.settings import Count, Positive
 from offmarl.streams import stream
 
 
 @dataclass
-class AdditiveConfig(RegressionConfig):
+class AdditiveConfig(FitConfig):
     """The network and its fit as in the refit of `macca`."""
 
     width: Count = 64  # hidden units a head
@@ -46,7 +48,7 @@ class Additive(Regression):
         """E[(Σ_i r̂_i - R)²]; [1, N, B] and [B]."""
         return (agent_reward.sum(1) - team_reward).square().mean()
 
-    def learn(self, samples: Samples, transitions: Transitions, rows: Tensor) -> None:
+    def regress(self, samples: Samples, transitions: Transitions) -> None:
         """Fit all agents' networks together."""
         config = self.config
         variables, counts = variables_seen(samples.own | samples.shared)  # [N, K]

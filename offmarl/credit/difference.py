@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from offmarl.credit.heads import minimise
-from offmarl.credit.regression import Count, Positive, Regression, kinds, perceptron
+from offmarl.credit.regression import Regression, perceptron
 from offmarl.credit.samples import Samples
 from offmarl.credit.team_model import TeamModelConfig, TeamRewardModel
 from offmarl.data.table import Transitions
+from offmarl.settings import Count, Positive
 from offmarl.streams import stream
 
 
@@ -48,10 +49,10 @@ class Difference(Regression):
     behaviour: "Behaviour"
     action_weight: Tensor  # [N, A, H] what a unit of each action brings to the model's first layer
 
-    def learn(self, samples: Samples, transitions: Transitions, rows: Tensor) -> None:
+    def regress(self, samples: Samples, transitions: Transitions) -> None:
         """Fit the model of the team's reward, then the agents' behaviour."""
         varying = samples.scale.varying.cpu()
-        action, successor = kinds(self.layout.names)
+        action, successor = self.layout.kinds()
         visible = torch.ones_like(successor) if self.config.next_state else ~successor
         self.model = TeamRewardModel(
             samples, visible[varying].to(self.device), self.config, self.seed, self.report
@@ -61,7 +62,7 @@ class Difference(Regression):
         widths = [len(names) for names in self.spec.action_names]
         per_agent = weight[action.to(self.device)].split(widths)  # [own A, H] each
         self.action_weight = nn.utils.rnn.pad_sequence(list(per_agent), batch_first=True)
-        self.behaviour = Behaviour(self, transitions, rows)
+        self.behaviour = Behaviour(self, transitions, samples.rows)
 
     @torch.no_grad()
     def individual(self, transitions: Transitions, rows: Tensor) -> Tensor:

@@ -35,6 +35,16 @@ class InputLayout:
         """[V] bool: variable v is nobody's."""
         return self.owner == NOBODY
 
+    def kinds(self) -> tuple[Tensor, Tensor]:
+        """Which variables are actions and which are successors: [V] bool each.
+
+        Successors are named `next.<name>` after a variable of the situation; an action has none.
+        """
+        known = set(self.names)
+        successor = torch.tensor([name.startswith("next.") and name[5:] in known for name in self.names])
+        situation = torch.tensor([f"next.{name}" in known for name in self.names])
+        return ~(successor | situation), successor
+
 
 def input_layout(spec: EnvSpec, owner: Mapping[str, str] | None = None) -> InputLayout:
     """The variables of one transition of `spec`: situation, actions, next situation.

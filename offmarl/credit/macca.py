@@ -16,14 +16,12 @@ V variables that vary, K variables that a head looks at, H held-out transitions,
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from offmarl.credit.base import AgentVerdict, Credit, Decomposer, Progress, equal_split
+from offmarl.credit.base import AgentVerdict, Credit, equal_split
 from offmarl.credit.diagnosis import (
     DECLARED_SHARED,
     EQUAL_SPLIT,
@@ -32,27 +30,19 @@ from offmarl.credit.diagnosis import (
     diagnose,
     r_squared,
 )
+from offmarl.credit.fitted import FitConfig, FittedDecomposer
 from offmarl.credit.gates import mean_gates, open_probability, sample_gates
 from offmarl.credit.heads import FittedFunctions, RewardHeads, minimise, variables_seen
-from offmarl.credit.inputs import input_layout
-from offmarl.credit.regression import kinds
-from offmarl.credit.samples import Samples, Scale, living, prepare
+from offmarl.credit.samples import Samples, living
 from offmarl.data.table import Transitions
-from offmarl.envs.base import EnvSpec
+from offmarl.settings import Count, NonNegative, Positive, Share
 from offmarl.streams import stream
 
-FEWEST_EPISODES = 10  # fewer cannot be split and resampled
 CLOSED = 0.05  # probability below which a gate half-way through never opens again (measured)
-ASSIGN_CHUNK = 32_768  # rows predicted at a time
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass
-class MaccaConfig:
+class MaccaConfig(FitConfig):
     """Hyper-parameters; "measured" means on synthetic rewards of known causes and on the particle tasks."""
 
     # Structure: which edges exist
@@ -67,9 +57,9 @@ class MaccaConfig:
     own_logit: float = 2.0  # own-first prior: logits at the start ...
     global_logit: float = 0.0
     cross_logit: float = -3.0  # -2 attributes rewards to the wrong agent on some seeds
-    own_weight: NotNegative = 1.0  # ... and what an edge costs
-    global_weight: NotNegative = 2.0
-    cross_weight: NotNegative = 4.0
+    own_weight: NonNegative = 1.0  # ... and what an edge costs
+    global_weight: NonNegative = 2.0
+    cross_weight: NonNegative = 4.0
     sparsity: Positive | None = None  # λ; None: by the number of transitions, see sparsity_strength
     cross_candidates: Count = 64  # others' variables that a head can look at, see candidates
     screening_steps: Count = 500  # of the fit from which those are chosen
@@ -81,21 +71,17 @@ class MaccaConfig:
     pruning_steps: Count = 2_000
     good_fit: float = 0.97  # held-out R² of the structure network from which pruning is not tried
     choice_steps: Count = 1_000  # of the refits that compare candidate masks
-    choice_tolerance: NotNegative = 0.1  # the sparsest mask wins that leaves at most 10 % more unexplained
+    choice_tolerance: NonNegative = 0.1  # the sparsest mask wins that leaves at most 10 % more unexplained
 
     # Refit: how much each edge pays
     refit_depth: Count = 3
     refit_steps: Count = 1_500
     refit_batch_size: Count = 128  # of each member; 256 gains .002-.01 of skill for half as much time again
     refit_learning_rate: Positive = 1e-2
-    tie_break: NotNegative = 0.02  # μ: smallest individual rewards among those that explain R equally well
+    tie_break: NonNegative = 0.02  # μ: smallest individual rewards among those that explain R equally well
     members: Count = 5  # refits on resampled episodes; from 3 on the last two are probes, see refit
-    exact_sum: bool = True  # add (R - Σ r̂)/N: better where rewards are deterministic, worse where noisy
 
-    # Data
-    heldout: Share = 0.1  # share of the episodes that are never fitted
-    max_transitions: Count = 200_000  # fit on at most so many; the answer covers all rows
-    owner: dict[str, str] = field(default_factory=dict)  # whose variables are, where the task's map is wrong
+    # Answer
     shared_reward: bool = False  # you know that all agents are paid the same: R/N is then the truth
     fallback: bool = True  # answer R/N where the data does not identify more
 
@@ -104,32 +90,20 @@ class MaccaConfig:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of gate_groups {self.gate_groups}")
 
 
-class Macca(Decomposer):
+class Macca(FittedDecomposer):
     """Causal credit assignment with own-first gates and an ensemble refit; see the module's docstring."""
 
     config_class = MaccaConfig
 
-    reason: str  # why the answer is R/N, empty where it is not
+    config: MaccaConfig
     shared_reward: bool  # R/N is exact
-    mask: Tensor | None  # [N, V] bool: edges found
-    edge_probability: Tensor | None  # [N, V]
     fitted: FittedFunctions | None
     diagnosis: Diagnosis | None
-    scale: Scale
-    heldout_rows: Tensor | None  # [H]
 
-    def __init__(
-        self,
-        spec: EnvSpec,
-        config: MaccaConfig,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        progress: Progress | None = None,
-    ) -> None:
-        super().__init__(spec, config, seed, device, progress)
-        self.config = config
-        self.layout = input_layout(spec, config.owner)
-        self._forget()
+    def forget(self) -> None:
+        """Know nothing yet."""
+        super().forget()
+        self.shared_reward, self.fitted, self.diagnosis = False, None, None
 
     # -- the losses ----------------------------------------------------------------------------------------
 
@@ -180,25 +154,17 @@ class Macca(Decomposer):
     # -- learning ------------------------------------------------------------------------------------------
 
     def fit(self, transitions: Transitions) -> None:
-        """Learn masks and reward functions, and measure on held-out episodes what the data leaves undecided."""
-        self._forget()
+        """Learn the split, unless all agents are paid the same: then R/N is known to be exact."""
+        self.forget()
         if self.config.shared_reward or self.spec.shared_reward:
             source = "as declared" if self.config.shared_reward else "by the environment"
             self.reason = f"all agents are paid the same, {source}: R/N is exact"
             self.shared_reward = True
             return
-        if transitions.n_episodes < FEWEST_EPISODES:
-            self.reason = (
-                f"{transitions.n_episodes} episodes are too few to hold some out: {FEWEST_EPISODES} needed"
-            )
-            return
-        limits = self.config.heldout, self.config.max_transitions
-        samples = prepare(transitions, *limits, self.seed, self.device, self.layout)
-        self.heldout_rows, self.scale = samples.heldout_rows, samples.scale
-        if not samples.scale.reward_std or not len(samples.scale.varying):
-            constant = "the team reward" if not samples.scale.reward_std else "every observation and action"
-            self.reason = f"{constant} is constant: there is nothing to explain"
-            return
+        super().fit(transitions)
+
+    def learn(self, samples: Samples, transitions: Transitions) -> None:
+        """Learn masks and reward functions, and measure on held-out episodes what the data leaves undecided."""
         probabilities, masks = self.learn_structure(samples)
         chosen = self.choose_mask(samples, masks)
         self.edge_probability, self.mask = probabilities[chosen], masks[chosen]
@@ -301,7 +267,7 @@ class Macca(Decomposer):
 
     def diagnose(self, samples: Samples, fitted: FittedFunctions) -> Diagnosis:
         """What held-out transitions say about the fit."""
-        return diagnose(samples, fitted, self.plain_members, kinds(self.layout.names), self.seed)
+        return diagnose(samples, fitted, self.plain_members, self.layout.kinds(), self.seed)
 
     # -- the answer ----------------------------------------------------------------------------------------
 
@@ -311,38 +277,27 @@ class Macca(Decomposer):
             fall_back, reward, std = True, equal_split(transitions), None
         else:
             fall_back, (reward, std) = False, self._individual(transitions, self.fitted)
-        mask, probability = self._on_all_inputs(self.mask), self._on_all_inputs(self.edge_probability)
         diagnosis = self.diagnosis
-        return Credit(
+        answer = Credit(
             reward=reward,
             std=std,
-            masks=mask,
-            edge_probability=probability,
-            input_names=self.layout.names,
-            heldout_rows=self.heldout_rows,
             metrics=diagnosis.metrics() if diagnosis else {"fit_r2": None},
             agents=[self._verdict(agent, fall_back) for agent in range(self.spec.n_agents)],
             fallback=fall_back,
             reason=self.reason or "; ".join(diagnosis.cautions(self.spec.agents) if diagnosis else []),
         )
+        return self.named(answer)
 
     def _individual(self, transitions: Transitions, fitted: FittedFunctions) -> tuple[Tensor, Tensor]:
         """Rewards and their spread over the ensemble, [R, N] each; the living share constants and residual."""
-        N, scale = self.spec.n_agents, self.scale
-        reward, std = (torch.zeros(len(transitions.row), N) for _ in range(2))
-        for rows in transitions.transition_rows.split(max(256, ASSIGN_CHUNK // N)):
-            alive = living(transitions, rows).to(self.device)  # [rows, N]
-            members = (
-                fitted.predict(scale.inputs(transitions, rows), alive) * scale.reward_std
-            )  # [M, N, rows]
-            share = alive / alive.sum(1, keepdim=True)
-            point = self._point(members).T + share * scale.reward_mean
-            if self.config.exact_sum:
-                team_reward = transitions.column("team_reward")[rows].to(self.device)
-                point = point + share * (team_reward - point.sum(1))[:, None]
-            reward[rows.cpu()] = point.cpu()
+        reward, std = (torch.zeros(len(transitions.row), self.spec.n_agents) for _ in range(2))
+        for rows in self.chunks(transitions.transition_rows):
+            alive = living(transitions, rows).to(self.device)  # [n, N]
+            members = fitted.predict(self.scale.inputs(transitions, rows), alive)  # [M, N, n]
+            point = self._point(members).T
+            reward[rows.cpu()] = self.in_units_of_reward(point, 0.0, transitions, rows, alive).cpu()
             if len(members) > 1:
-                std[rows.cpu()] = members.std(0).T.cpu()
+                std[rows.cpu()] = (members.std(0).T * self.scale.reward_std).cpu()
         return reward, std
 
     def _verdict(self, agent: int, fall_back: bool) -> AgentVerdict:
@@ -371,21 +326,7 @@ class Macca(Decomposer):
         """The estimate of an ensemble [M, N, n]: the mean of its plain members, [N, n]."""
         return members[: self.plain_members].mean(0)
 
-    def _on_all_inputs(self, of_varying: Tensor | None) -> Tensor | None:
-        """An [N, V] array with zeros where a variable never varied: [N, all]."""
-        if of_varying is None:
-            return None
-        full = torch.zeros(len(of_varying), len(self.layout.names), dtype=of_varying.dtype)
-        full[:, self.scale.varying.cpu()] = of_varying.cpu()
-        return full
-
     # -- fitting -------------------------------------------------------------------------------------------
-
-    def _forget(self) -> None:
-        """Nothing is known yet."""
-        self.reason, self.shared_reward = "", False
-        self.mask = self.edge_probability = self.heldout_rows = None
-        self.fitted = self.diagnosis = None
 
     def _learn_gates(
         self, samples: Samples, looked_at: Tensor, strengths: Sequence[float], steps: int, stage: str

@@ -28,32 +28,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from offmarl.credit.fitted import FitConfig
 from offmarl.credit.heads import minimise
-from offmarl.credit.regression import (
-    Count,
-    NotNegative,
-    Positive,
-    Regression,
-    RegressionConfig,
-    kinds,
-    perceptron,
-)
+from offmarl.credit.regression import Regression, perceptron
 from offmarl.credit.samples import Samples
 from offmarl.data.table import Transitions
+from offmarl.settings import Count, NonNegative, Positive
 from offmarl.streams import stream
 
 
 @dataclass
-class MaccaPaperConfig(RegressionConfig):
+class MaccaPaperConfig(FitConfig):
     """The paper's hyper-parameters but for what the module's docstring lists."""
 
     masks: Literal["static", "dynamic"] = "static"  # ĉ_i one for all transitions, or ψ_g(s, a, i)
-    state_sparsity: NotNegative = 0.007  # λ1, paper
-    action_sparsity: NotNegative = 0.007  # λ2, paper
+    state_sparsity: NonNegative = 0.007  # λ1, paper
+    action_sparsity: NonNegative = 0.007  # λ2, paper
     # |·|_1 as the paper's sum or as the code's mean; None: the sum for static masks (the mean fits noise), the
     # mean for dynamic ones (under the sum they vanish and the fit is worse: R² .75 against .89)
     sparsity_norm: Literal["sum", "mean"] | None = None
-    threshold: NotNegative = 0.1  # h, paper; the code has 0.5 for dynamic masks
+    threshold: NonNegative = 0.1  # h, paper; the code has 0.5 for dynamic masks
     next_state: bool = True  # s' is an input beside s and a
     reward_width: Count = 256  # ψ_r, paper: 3 x 256 (code: 4 x 64)
     reward_depth: Count = 3
@@ -114,11 +108,11 @@ class MaccaPaper(Regression):
 
     # -- learning ------------------------------------------------------------------------------------------
 
-    def learn(self, samples: Samples, transitions: Transitions, rows: Tensor) -> None:
+    def regress(self, samples: Samples, transitions: Transitions) -> None:
         """Fit masks and the reward network together."""
         config, N, variables = self.config, self.spec.n_agents, samples.inputs.shape[1]
         varying = samples.scale.varying.cpu()
-        action, successor = (kind[varying].to(self.device) for kind in kinds(self.layout.names))
+        action, successor = (kind[varying].to(self.device) for kind in self.layout.kinds())
         self.action = action
         self.visible = torch.ones_like(successor) if config.next_state else ~successor
         self.names = torch.eye(N, device=self.device)

@@ -25,6 +25,7 @@ class Samples:
     team_reward: Tensor  # [n]
     alive: Tensor  # [n, N] float, 0 where an agent is dead and earns nothing
     episode: Tensor  # [n] int64, 0 ... episodes - 1
+    rows: Tensor  # [n] int64, rows of the dataset
     heldout_inputs: Tensor  # [H, V]
     heldout_team_reward: Tensor  # [H]
     heldout_alive: Tensor  # [H, N]
@@ -125,6 +126,7 @@ def prepare(
         team_reward=scale.team_reward(transitions, train_rows),
         alive=living(transitions, train_rows).to(device),
         episode=episode.to(device),
+        rows=train_rows,
         heldout_inputs=scale.inputs(transitions, heldout_rows),
         heldout_team_reward=scale.team_reward(transitions, heldout_rows),
         heldout_alive=living(transitions, heldout_rows).to(device),

@@ -44,7 +44,7 @@ class Shapley(Regression):
     order: Tensor  # [P, N] int64
     absent: Tensor  # [P, N, H] what absent agents bring to the model's first layer
 
-    def learn(self, samples: Samples, transitions: Transitions, rows: Tensor) -> None:
+    def regress(self, samples: Samples, transitions: Transitions) -> None:
         """Fit the model of the team's reward; draw orders and the transitions that stand in for the absent.
 
         Both are the same for all transitions that are decomposed: their error is then nearly a constant, which

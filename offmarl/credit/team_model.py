@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from offmarl.credit.base import Progress
+from offmarl.credit.fitted import FitConfig
 from offmarl.credit.heads import minimise
-from offmarl.credit.regression import Count, NotNegative, Positive, RegressionConfig, perceptron
+from offmarl.credit.regression import perceptron
 from offmarl.credit.samples import Samples
+from offmarl.settings import Count, NonNegative, Positive
 from offmarl.streams import stream
 
 
 @dataclass
-class TeamModelConfig(RegressionConfig):
+class TeamModelConfig(FitConfig):
     """The model and its fit; "measured" means on synthetic rewards of known causes, 50k transitions."""
 
     width: Count = 128  # hidden units; 256 measured equal at twice the cost
@@ -25,7 +27,7 @@ class TeamModelConfig(RegressionConfig):
     steps: Count = 4_000
     batch_size: Count = 256
     learning_rate: Positive = 5e-3  # Adam, cosine
-    sparsity: NotNegative = 0.007  # λ of the gates' L1 norm: 0 fits the noise of variables that do not matter
+    sparsity: NonNegative = 0.007  # λ of the gates' L1 norm: 0 fits the noise of variables that do not matter
     gate_learning_rate: Positive = 5e-3
     warm_up: Count = 100  # steps of linear warm-up
 

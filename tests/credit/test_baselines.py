@@ -12,9 +12,10 @@ from offmarl.credit.additive import Additive, AdditiveConfig
 from offmarl.credit.base import Credit, Decomposer
 from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.difference import Difference, DifferenceConfig, actions
+from offmarl.credit.fitted import FitConfig
 from offmarl.credit.macca_paper import MaccaPaperConfig
 from offmarl.credit.registry import decomposer_class, make_decomposer
-from offmarl.credit.regression import UNTESTED, RegressionConfig
+from offmarl.credit.regression import UNTESTED
 from offmarl.credit.samples import living
 from offmarl.credit.shapley import Shapley, ShapleyConfig
 from offmarl.data.table import Transitions
@@ -30,7 +31,7 @@ METHODS = pytest.mark.parametrize("method", SMALL)
 
 
 def split(
-    transitions: Transitions, method: str, config: RegressionConfig, seed: int = 0
+    transitions: Transitions, method: str, config: FitConfig, seed: int = 0
 ) -> tuple[Decomposer, Credit]:
     decomposer = decomposer_class(method)(transitions.spec, config, seed)
     decomposer.fit(transitions)

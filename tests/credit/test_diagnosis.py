@@ -193,6 +193,7 @@ def _samples(own_dims: int = 3, n: int = 6_000) -> Samples:
         team_reward=torch.zeros(n),
         alive=torch.ones(n, 2),
         episode=torch.arange(n) // 10,
+        rows=torch.arange(n),
         heldout_inputs=drawn[n:],
         heldout_team_reward=torch.zeros(2_000),
         heldout_alive=torch.ones(2_000, 2),
