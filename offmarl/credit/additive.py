@@ -25,7 +25,7 @@ from offmarl.streams import stream
 
 @dataclass
 class AdditiveConfig(FitConfig):
-    """The network and its fit as in the refit of `macca`."""
+    """The network of the refit of `macca`; one member, so that it sees a larger batch for longer. Not tuned further."""
 
     width: Count = 64  # hidden units a head
     depth: Count = 3  # hidden layers

@@ -20,8 +20,13 @@ from offmarl.credit.samples import Samples
 from offmarl.streams import stream
 
 MOST_ROWS = 20_000  # fitted transitions looked at; 50,000 measured the same
-STEPS, BATCH_SIZE, LEARNING_RATE, WARM_UP = 400, 256, 1e-2, 50  # 2,000 steps fit the noise
-LOCAL_WIDTH, FREE_WIDTH, DEPTH = 48, 128, 2
+STEPS, BATCH_SIZE, LEARNING_RATE, WARM_UP = (
+    400,
+    256,
+    1e-2,
+    50,
+)  # 2,000 steps fit the noise; rate as the refit's
+LOCAL_WIDTH, FREE_WIDTH, DEPTH = 48, 128, 2  # a head as in the structure; the free one as the team's model
 FOLLOWS_TEAM, FOLLOWS_AGENTS = 0, 1  # members of the local fit
 RESAMPLED_ROWS = 500  # held-out transitions on which variables are exchanged for those of another transition
 MOST_FOREIGN = 8  # variables of others looked at in a head, the strongest

@@ -43,7 +43,11 @@ CLOSED = 0.05  # probability below which a gate half-way through never opens aga
 
 @dataclass
 class MaccaConfig(FitConfig):
-    """Hyper-parameters; "measured" means on synthetic rewards of known causes and on the particle tasks."""
+    """Hyper-parameters; "measured" means on synthetic rewards of known causes and on the particle tasks.
+
+    None is from the paper, whose own stand in `macca_paper`. Steps, sizes and rates without a word were chosen with the
+    method and not varied since.
+    """
 
     # Structure: which edges exist
     width: Count = 64  # hidden units a head; 48 measured equal
@@ -68,7 +72,7 @@ class MaccaConfig(FitConfig):
 
     # Pruning: larger λ on the surviving variables, where the first pass fits badly (redundant variables)
     pruning_factors: tuple[Positive, ...] = (4.0, 12.0)  # of λ; () never prunes, one alone was not enough
-    pruning_steps: Count = 2_000
+    pruning_steps: Count = 2_000  # fewer than for the structure: few variables are left
     good_fit: float = 0.97  # held-out R² of the structure network from which pruning is not tried
     choice_steps: Count = 1_000  # of the refits that compare candidate masks
     choice_tolerance: NonNegative = 0.1  # the sparsest mask wins that leaves at most 10 % more unexplained
@@ -77,7 +81,7 @@ class MaccaConfig(FitConfig):
     refit_depth: Count = 3
     refit_steps: Count = 1_500
     refit_batch_size: Count = 128  # of each member; 256 gains .002-.01 of skill for half as much time again
-    refit_learning_rate: Positive = 1e-2
+    refit_learning_rate: Positive = 1e-2  # Adam, cosine; edges are fixed, so that larger steps do no harm
     tie_break: NonNegative = 0.02  # μ: smallest individual rewards among those that explain R equally well
     members: Count = 5  # refits on resampled episodes; from 3 on the last two are probes, see refit
 

@@ -39,7 +39,11 @@ from offmarl.streams import stream
 
 @dataclass
 class MaccaPaperConfig(FitConfig):
-    """The paper's hyper-parameters but for what the module's docstring lists."""
+    """The paper's hyper-parameters but for what the module's docstring lists.
+
+    The paper fits while a policy learns and names no number of steps or batch of the causal model's own: those here
+    were chosen, not tuned.
+    """
 
     masks: Literal["static", "dynamic"] = "static"  # ĉ_i one for all transitions, or ψ_g(s, a, i)
     state_sparsity: NonNegative = 0.007  # λ1, paper

@@ -20,7 +20,10 @@ from offmarl.streams import stream
 
 @dataclass
 class TeamModelConfig(FitConfig):
-    """The model and its fit; "measured" means on synthetic rewards of known causes, 50k transitions."""
+    """The model and its fit; "measured" means on synthetic rewards of known causes, 50k transitions.
+
+    Steps, batch and rates without a word were chosen with the model and not varied.
+    """
 
     width: Count = 128  # hidden units; 256 measured equal at twice the cost
     depth: Count = 2  # hidden layers
