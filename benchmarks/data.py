@@ -5,9 +5,7 @@
 A ratio above 1 means that offmarl is faster. Runs alternate between both sides; medians are compared.
 """
 
-import argparse
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -18,36 +16,29 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from d3rlpy_buffers import d3rlpy_buffers
+from random_task import ACTION, HORIZON, N_AGENTS, random_task
+from report import Row, parser_of, print_rows, row_of_rates
 
 from offmarl.data.load import load_transitions
 from offmarl.data.store import Dataset
 from offmarl.data.table import Transitions
 from offmarl.data.writer import Writer
-from offmarl.envs.base import EnvSpec
 from offmarl.streams import stream
 
-N_AGENTS, OBS, ACTION, STEPS, BATCH = 3, 18, 2, 25, 1024
+OBS, BATCH = 18, 1024
 
 
 def make_dataset(folder: Path, transitions: int) -> Dataset:
     """Random numbers in the shape of a particle task: 3 agents, observations of 18, episodes of 25 steps."""
-    agents = tuple(f"agent_{i}" for i in range(N_AGENTS))
-    spec = EnvSpec(
-        id="benchmark",
-        agents=agents,
-        groups=(agents,),
-        action_type="continuous",
-        obs_names=(tuple(f"o{i}" for i in range(OBS)),) * N_AGENTS,
-        action_names=(("ax", "ay"),) * N_AGENTS,
-        horizon=STEPS,
-    )
+    spec = random_task(OBS)
     numbers = np.random.default_rng(0)
-    episodes_left = -(-transitions // STEPS)
+    episodes_left = -(-transitions // HORIZON)
     with Writer(folder, spec, id="benchmark/random-v0") as writer:
         while episodes_left:
             episodes = min(episodes_left, 1000)
-            rows = episodes * (STEPS + 1)
-            truncated = np.zeros((episodes, STEPS + 1), dtype=np.uint8)
+            rows = episodes * (HORIZON + 1)
+            truncated = np.zeros((episodes, HORIZON + 1), dtype=np.uint8)
             truncated[:, -2] = 1
             agent_reward = numbers.standard_normal((rows, N_AGENTS), dtype=np.float32)
             arrays = {
@@ -58,7 +49,7 @@ def make_dataset(folder: Path, transitions: int) -> Dataset:
                 "terminated": np.zeros(rows, dtype=np.uint8),
                 "truncated": truncated.ravel(),
             }
-            writer.append(arrays, [STEPS + 1] * episodes)
+            writer.append(arrays, [HORIZON + 1] * episodes)
             episodes_left -= episodes
     return Dataset.open(folder)
 
@@ -76,17 +67,12 @@ def compare(ours: Callable[[], object], peer: Callable[[], object], repeats: int
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def row(seconds: tuple[float, float], work: float, unit: str) -> dict[str, float | str]:
+def row(seconds: tuple[float, float], work: float, unit: str) -> Row:
     """Both sides as `work` done per second."""
-    return {
-        "ours": work / seconds[0],
-        "peer": work / seconds[1],
-        "ratio": seconds[1] / seconds[0],
-        "unit": unit,
-    }
+    return row_of_rates(work / seconds[0], work / seconds[1], unit)
 
 
-def load_against_raw(dataset: Dataset) -> dict[str, float | str]:
+def load_against_raw(dataset: Dataset) -> Row:
     """Compare loading to the table with reading the bytes of the same arrays into fresh memory."""
     path = dataset.folder / "data.h5"
     left_out = ("agent_reward", "position")
@@ -99,7 +85,7 @@ def load_against_raw(dataset: Dataset) -> dict[str, float | str]:
     return row(seconds, used / 1e9, "GB/s")
 
 
-def sample_against_h5py(dataset: Dataset, table: Transitions) -> dict[str, float | str]:
+def sample_against_h5py(dataset: Dataset, table: Transitions) -> Row:
     """Compare a batch from the table with fancy reads of the file."""
     generator, numbers = stream(0, "benchmark"), np.random.default_rng(0)
     rows = table.transition_rows.numpy()
@@ -113,7 +99,7 @@ def sample_against_h5py(dataset: Dataset, table: Transitions) -> dict[str, float
         return row(compare(lambda: table.sample(BATCH, [generator]), fancy, 21), 1e-3, "batches/ms")
 
 
-def sample_against_choice(table: Transitions) -> dict[str, float | str]:
+def sample_against_choice(table: Transitions) -> Row:
     """Compare a batch for all agents with `np.random.choice` and one fancy index an array and agent.
 
     So the replay buffers of the MPE papers' code do it, without replacement.
@@ -142,23 +128,12 @@ def sample_against_choice(table: Transitions) -> dict[str, float | str]:
     return row(compare(lambda: table.sample(BATCH, [generator]), choice, 21), 1e-3, "batches/ms")
 
 
-def sample_against_d3rlpy(table: Transitions) -> dict[str, float | str] | None:
+def sample_against_d3rlpy(table: Transitions) -> Row | None:
     """Compare a batch for all agents with one of d3rlpy's replay buffer for each; None if not installed."""
     try:
-        import d3rlpy
+        buffers = d3rlpy_buffers(table, 4000, HORIZON)  # small ones: to d3rlpy's advantage
     except ImportError:
         return None
-    rows = table.transition_rows[: 4000 * STEPS].numpy()  # a small buffer: to d3rlpy's advantage
-    buffers = []
-    for agent in range(N_AGENTS):
-        data = d3rlpy.dataset.MDPDataset(
-            observations=table.column("obs")[rows, agent].numpy(),
-            actions=table.column("action")[rows, agent].numpy(),
-            rewards=table.column("reward")[rows, agent, None].numpy(),
-            terminals=np.zeros(len(rows)),
-            timeouts=table.column("truncated")[rows].numpy(),
-        )
-        buffers.append(data)
     generator = stream(0, "benchmark")
     seconds = compare(
         lambda: table.sample(BATCH, [generator]),
@@ -169,9 +144,8 @@ def sample_against_d3rlpy(table: Transitions) -> dict[str, float | str] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--transitions", type=int, default=1_000_000)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,16 +158,7 @@ def main() -> None:
             d3rlpy_row = sample_against_d3rlpy(table)
         if d3rlpy_row is not None:
             results["batch of 1,024, against d3rlpy"] = d3rlpy_row
-    if arguments.json:
-        print(json.dumps(results, indent=2))
-        return
-    for name, result in results.items():
-        print(
-            f"{name:45s} {result['ours']:10.3f} against {result['peer']:10.4f} {result['unit']:12s}"
-            f" ratio {result['ratio']:9.2f}"
-        )
-    if d3rlpy_row is None:
-        print("d3rlpy is not installed: its row was left out (pip install 'offmarl[d3rlpy]')")
+    print_rows(results, arguments.json, need_d3rlpy=True)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ sampled actions a state; and a wide one with two layers of 256 and batches of 25
 offmarl is faster. All sides take turns, and medians are compared.
 """
 
-import argparse
 import contextlib
 import copy
-import json
 import os
 import statistics
 import sys
@@ -23,18 +21,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, to ev
 
 import numpy as np
 import torch
+from d3rlpy_buffers import d3rlpy_buffers
+from random_task import ACTION, HORIZON, N_AGENTS, random_task
+from report import Row, parser_of, print_rows, row_of_times
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offmarl.data.table import Transitions
-from offmarl.envs.base import EnvSpec
 from offmarl.learners.registry import make_learner
 from offmarl.streams import stream
 from offmarl.training.loop import TrainConfig
 from offmarl.training.memory import keep_freed_memory
 from offmarl.training.precision import matmul_precision
 
-N_AGENTS, OBS, ACTION, HORIZON, SAMPLES, ALPHA, GAMMA, TAU = 3, 22, 2, 25, 10, 5.0, 0.95, 0.01
+OBS, SAMPLES, ALPHA, GAMMA, TAU = 22, 10, 5.0, 0.95, 0.01
 SEARCH_ROUNDS, COEFFICIENT = 3, 0.9  # OMAR
 SMALL_BUFFER_EPISODES = 4_000  # of d3rlpy's buffers: a small one is to its advantage
 
@@ -55,16 +55,7 @@ SETTINGS = (Setting("64x64, batch 1,024", (64, 64), 1024), Setting("256x256, bat
 
 def random_transitions(count: int) -> Transitions:
     """Random numbers in the shape of a particle task, episodes of 25 steps that end by the time limit."""
-    agents = tuple(f"agent_{i}" for i in range(N_AGENTS))
-    spec = EnvSpec(
-        id="benchmark",
-        agents=agents,
-        groups=(agents,),
-        action_type="continuous",
-        obs_names=(tuple(f"o{i}" for i in range(OBS)),) * N_AGENTS,
-        action_names=(tuple(f"u{i}" for i in range(ACTION)),) * N_AGENTS,
-        horizon=HORIZON,
-    )
+    spec = random_task(OBS)
     episodes = -(-count // HORIZON)
     rows = episodes * (HORIZON + 1)
     generator = stream(0, "benchmark")
@@ -295,16 +286,8 @@ def d3rlpy_peer(name: str, table: Transitions, setting: Setting, samples: int = 
             conservative_weight=ALPHA, n_action_samples=samples, alpha_learning_rate=0.0, **usual
         ),
     }[name]
-    rows = table.transition_rows[: SMALL_BUFFER_EPISODES * HORIZON].numpy()
     sides = []
-    for agent in range(N_AGENTS):
-        buffer = d3rlpy.dataset.MDPDataset(
-            observations=table.column("obs")[rows, agent].numpy(),
-            actions=table.column("action")[rows, agent].numpy(),
-            rewards=table.column("reward")[rows, agent, None].numpy(),
-            terminals=np.zeros(len(rows)),
-            timeouts=table.column("truncated")[rows].numpy(),
-        )
+    for buffer in d3rlpy_buffers(table, SMALL_BUFFER_EPISODES, HORIZON):
         algorithm = config().create(device=False)
         algorithm.build_with_dataset(buffer)
         sides.append((algorithm, buffer))
@@ -337,10 +320,10 @@ def in_turns(sides: dict[str, Update], rounds: int) -> dict[str, float]:
     return {name: 1e3 * statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def measure(table: Transitions, threads: int, rounds: int, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def measure(table: Transitions, threads: int, rounds: int, names: Sequence[str]) -> dict[str, Row]:
     """Rows of the table: offmarl against each peer."""
     torch.set_num_threads(threads)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for setting in SETTINGS:
         for name in names:
             sides = {"offmarl": ours(name, table, setting), "plain loop": plain(name, table, setting)}
@@ -351,37 +334,26 @@ def measure(table: Transitions, threads: int, rounds: int, names: Sequence[str])
                     sides["d3rlpy, 3 samples of each kind"] = d3rlpy_peer(name, table, setting, samples=3)
             taken = in_turns(sides, rounds)
             for peer in list(taken)[1:]:
-                rows[f"{name}, {setting.name}, threads {threads}, against {peer}"] = {
-                    "ours": taken["offmarl"],
-                    "peer": taken[peer],
-                    "ratio": taken[peer] / taken["offmarl"],
-                    "unit": "ms",
-                }
+                row = row_of_times(taken["offmarl"], taken[peer], "ms")
+                rows[f"{name}, {setting.name}, threads {threads}, against {peer}"] = row
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--transitions", type=int, default=1_000_000)
     parser.add_argument("--learners", nargs="+", choices=list(PLAIN), default=list(PLAIN))
     parser.add_argument("--matmul-precision", default=TrainConfig.matmul_precision, help="for all sides")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     keep_freed_memory()  # as training does; the peers profit as well
     table = random_transitions(arguments.transitions)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, Row] = {}
     with matmul_precision(arguments.matmul_precision, torch.device("cpu")):
         for threads in arguments.threads:
             results |= measure(table, threads, arguments.rounds, arguments.learners)
-    if arguments.json:
-        print(json.dumps(results, indent=2))
-        return
-    for name, row in results.items():
-        print(f"{name:75s} {row['ours']:8.2f} ms against {row['peer']:8.2f} ms  ratio {row['ratio']:6.2f}")
-    if not any("d3rlpy" in name for name in results):
-        print("d3rlpy is not installed: its rows were left out (pip install 'offmarl[d3rlpy]')")
+    print_rows(results, arguments.json, need_d3rlpy=True)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from offmarl import __version__
 from offmarl.cli_credit import credit_app, print_credit
-from offmarl.cli_options import DatasetOption, Device, Json, Out, Overwrite, Seed, Settings, say_which
+from offmarl.cli_data import data_app, print_dataset
+from offmarl.cli_options import (
+    DatasetOption,
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Seed,
+    Settings,
+    check_figure,
+    command_line,
+    say_which,
+    usable_device,
+)
 from offmarl.console import Terminal
 from offmarl.credit.registry import DECOMPOSERS
-from offmarl.errors import OffmarlError, UsageError
+from offmarl.errors import OffmarlError
 from offmarl.settings import parse_settings
 
 app = typer.Typer(
@@ -24,12 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="List, show and check datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(credit_app, name="credit")
 
-FIGURE_FORMATS = (".png", ".pdf", ".svg")
 STOPPED = 130  # exit code after Ctrl-C
+TORCH_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # on the CPU; on a GPU
 
 
 def _version(value: bool) -> None:
@@ -89,14 +101,14 @@ def collect(
         seed=seed,
         out=out,
         overwrite=overwrite,
-        device=_device(device),
+        device=usable_device(device),
         env_options=chosen["env"],
         behaviour=chosen["behaviour"],
-        command=_command_line(),
+        command=command_line(),
     )
     with _stoppable("finished episodes are kept, and the same command goes on from there"):
         dataset = collect_dataset(request, terminal)
-    _print_dataset(terminal, dataset)
+    print_dataset(terminal, dataset)
     where = dataset.card.id if out is None else str(dataset.folder)
     terminal.line(f"wrote {dataset.folder}")
     terminal.line(f"next: offmarl decompose --dataset {where}")
@@ -149,7 +161,7 @@ def decompose(
             out=out,
             overwrite=overwrite,
             progress=progress,
-            device=_device(device),
+            device=usable_device(device),
         )
     print_credit(terminal, source, report)
     terminal.line(f"wrote {report.path} in {report.seconds:.0f} s")
@@ -196,8 +208,8 @@ def train(
         out=out,
         resume=resume,
         overwrite=overwrite,
-        device=_device(device),
-        command=_command_line(),
+        device=usable_device(device),
+        command=command_line(),
     )
     with _stoppable("the same command with --resume goes on from the last checkpoint"):
         run = train_offline(source, request, terminal)
@@ -234,12 +246,12 @@ def evaluate(
     from offmarl.evaluation.scores import evaluate_runs, runs_to_evaluate
 
     terminal = Terminal(as_json)
-    _check_figure(figure)
+    check_figure(figure)
     env_options = parse_settings(settings or [], ["env"])["env"]
     runs = runs_to_evaluate(run or [], dataset)
     if not run and dataset is None:
         terminal.say(f"run: {runs[0].id} (the latest; choose another with --run)")
-    report = evaluate_runs(runs, episodes, seed, env_options, out, _device(device), terminal)
+    report = evaluate_runs(runs, episodes, seed, env_options, out, usable_device(device), terminal)
     terminal.table(report.title, report.columns(), report.rows())
     for note in report.notes():
         terminal.line(note)
@@ -307,15 +319,14 @@ def bench(
 ) -> None:
     """Measure a grid of cells; finished ones are skipped, failed ones tried again."""
     from offmarl.atomic import write_text
-    from offmarl.data.catalog import offmarl_home
-    from offmarl.recipes.bench import duration, read_results, run_bench
+    from offmarl.recipes.bench import bench_folder, duration, read_results, run_bench
     from offmarl.recipes.engine import ProcessEngine
     from offmarl.recipes.recipe import load_recipe
 
     terminal = Terminal(as_json)
-    _check_figure(figure)
+    check_figure(figure)
     plan = load_recipe(recipe)
-    folder = out or offmarl_home() / "benches" / plan.name
+    folder = out or bench_folder(plan.name)
     report = read_results(plan, folder, only or [])
     if dry_run:
         terminal.table(plan.title, ["block", "cells", "done", "failed", "open"], report.overview())
@@ -326,7 +337,7 @@ def bench(
         try:
             with _stoppable("finished cells are kept, and the same command goes on from there"):
                 report = run_bench(
-                    plan, folder, engine, only or [], _device(device), keep, overwrite, terminal
+                    plan, folder, engine, only or [], usable_device(device), keep, overwrite, terminal
                 )
         finally:
             engine.close()
@@ -337,7 +348,7 @@ def bench(
     for line in report.failure_lines():
         terminal.line(f"failed: {line}")
     if table is not None:
-        write_text(table, report.markdown(_command_line()))
+        write_text(table, report.markdown(command_line()))
         terminal.line(f"wrote {table}")
     if figure is not None:
         from offmarl.report.credit_figures import draw_skill_curve
@@ -366,104 +377,6 @@ def envs(as_json: Json = False) -> None:
     terminal.line("any PettingZoo ParallelEnv: --env NAME --backend pettingzoo:module.path")
 
 
-@data_app.command("ls")
-def data_ls(as_json: Json = False) -> None:
-    """List the datasets here."""
-    from offmarl.credit.relabel import credit_names
-    from offmarl.data.catalog import datasets_folder, list_datasets
-    from offmarl.data.store import Dataset
-
-    terminal = Terminal(as_json)
-    found = list_datasets()
-    readable = {entry.id: Dataset.open(entry.folder) for entry in found if entry.card is not None}
-    terminal.table(
-        f"datasets in {datasets_folder()}",
-        ["id", "transitions", "episodes", "return", "credit"],
-        [
-            [
-                dataset_id,
-                f"{dataset.card.transitions:,}",
-                f"{dataset.card.episodes:,}",
-                f"{dataset.card.statistics['return']['mean']:.1f}",
-                ", ".join(credit_names(dataset)) or "-",
-            ]
-            for dataset_id, dataset in readable.items()
-        ],
-    )
-    damaged = [entry for entry in found if entry.card is None]
-    for entry in damaged:
-        terminal.line(f"{entry.id}: {entry.problem}")
-    terminal.json(
-        {
-            "datasets": [
-                _card_summary(dataset) | {"id": dataset_id} for dataset_id, dataset in readable.items()
-            ],
-            "damaged": [{"id": entry.id, "problem": entry.problem} for entry in damaged],
-        }
-    )
-    if not found:
-        terminal.line("no dataset yet: offmarl collect --env mpe_spread")
-
-
-@data_app.command("info")
-def data_info(
-    dataset: Annotated[
-        str | None, typer.Argument(metavar="[ID|PATH]", help="The latest if not given.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what a dataset holds and where it came from."""
-    from offmarl.data.catalog import find_dataset
-
-    terminal = Terminal(as_json)
-    source = find_dataset(dataset)
-    say_which(terminal, "dataset", dataset, source.card.id)
-    _print_dataset(terminal, source)
-    terminal.line(f"folder {source.folder}")
-
-
-@data_app.command("validate")
-def data_validate(
-    dataset: Annotated[
-        str | None, typer.Argument(metavar="[ID|PATH]", help="The latest if not given.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Check every array of a dataset."""
-    from offmarl.data.catalog import find_dataset
-    from offmarl.data.validate import validate
-
-    terminal = Terminal(as_json)
-    source = find_dataset(dataset)
-    say_which(terminal, "dataset", dataset, source.card.id)
-    problems = validate(source)
-    for problem in problems:
-        terminal.line(str(problem))
-    terminal.json({"dataset": source.card.id, "valid": not problems, "problems": [str(p) for p in problems]})
-    if problems:
-        raise typer.Exit(1)
-    terminal.line(f"{source.card.id}: valid, {source.card.rows:,} rows in {source.card.episodes:,} episodes")
-
-
-def _check_figure(path: Path | None) -> None:
-    """Raise `UsageError` for a format that cannot be drawn, before any work."""
-    if path is not None and path.suffix not in FIGURE_FORMATS:
-        raise UsageError(f"--figure {path}: expected a name that ends in {', '.join(FIGURE_FORMATS)}")
-
-
-def _device(name: str) -> str:
-    """`auto` becomes what the machine has; a device that is not there is refused before any work."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: not usable here; try cpu, or auto") from error
-    return name
-
-
 class _StoppedError(OffmarlError):
     """A person pressed Ctrl-C."""
 
@@ -477,56 +390,6 @@ def _stoppable(what_now: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise _StoppedError(f"stopped: {what_now}") from error
-
-
-def _command_line() -> str:
-    return " ".join(["offmarl", *sys.argv[1:]])
-
-
-def _card_summary(dataset: Any) -> dict[str, Any]:
-    from offmarl.credit.relabel import credit_names
-
-    card = dataset.card
-    return {
-        "id": card.id,
-        "folder": str(dataset.folder),
-        "env": card.env.id,
-        "transitions": card.transitions,
-        "episodes": card.episodes,
-        "statistics": card.statistics,
-        "references": card.references,
-        "provenance": card.provenance,
-        "credit": credit_names(dataset),
-    }
-
-
-def _print_dataset(terminal: Terminal, dataset: Any) -> None:
-    from offmarl.credit.relabel import credit_names
-
-    card = dataset.card
-    returns = card.statistics.get("return")  # an unfinished collection has none yet
-    spec = card.env
-    rows = [
-        [
-            "environment",
-            f"{spec.id} ({spec.n_agents} agents, {spec.action_type} actions, horizon {spec.horizon})",
-        ],
-        ["transitions", f"{card.transitions:,} in {card.episodes:,} episodes"],
-        [
-            "return (mean over agents)",
-            f"{returns['mean']:.1f} ± {returns['std']:.1f}  (from {returns['min']:.1f} to {returns['max']:.1f})"
-            if returns
-            else "not known before the collection is finished",
-        ],
-        ["credit", ", ".join(credit_names(dataset)) or "none yet"],
-        ["made by", str(card.provenance.get("command", "unknown"))],
-        ["created", card.created],
-    ]
-    if card.references:
-        references = card.references
-        rows.insert(3, ["random / expert return", f"{references['random']:.1f} / {references['expert']:.1f}"])
-    terminal.table(card.id, ["", ""], rows)
-    terminal.json(_card_summary(dataset))
 
 
 def main() -> None:
@@ -557,8 +420,9 @@ def _exit_if_usage(error: Exception) -> None:
 
 
 def _exit_if_out_of_memory(error: Exception) -> None:
-    """PyTorch says so in a RuntimeError on the CPU, in a class of its own on a GPU."""
-    if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+    """NumPy and h5py raise a `MemoryError`, PyTorch a `RuntimeError` that only its text tells from others."""
+    of_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in TORCH_OUT_OF_MEMORY)
+    if isinstance(error, MemoryError) or of_torch:
         print(
             "offmarl: the memory does not suffice: ask for less at once (collect: --num-envs; train: "
             f"--set train.batch_size, --seeds). {str(error).splitlines()[0] if str(error) else ''}".rstrip(),

@@ -113,7 +113,7 @@ def credit_figures(
     as_json: Json = False,
 ) -> None:
     """Draw a decomposition: its mask, recovered against true rewards, one episode."""
-    from offmarl.data.catalog import offmarl_home
+    from offmarl.home import offmarl_home
     from offmarl.report.credit_figures import draw_credit
     from offmarl.report.style import FORMATS
 

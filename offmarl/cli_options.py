@@ -1,11 +1,13 @@
-"""Flags that several commands share, each with one meaning everywhere."""
+"""Flags that several commands share, each with one meaning everywhere, and the checks of their values."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from offmarl.console import Terminal
+from offmarl.errors import UsageError
 
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Write here instead of under $OFFMARL_HOME.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
@@ -25,3 +27,30 @@ def say_which(terminal: Terminal, kind: str, given: str | None, used: str) -> No
     """Name what was chosen where the person did not."""
     if given is None:
         terminal.say(f"{kind}: {used} (the latest; choose another with --{kind})")
+
+
+def command_line() -> str:
+    """What was typed, as a run or a dataset records it."""
+    return " ".join(["offmarl", *sys.argv[1:]])
+
+
+def usable_device(name: str) -> str:
+    """`auto` becomes what the machine has; a device that is not there is refused before any work."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: not usable here; try cpu, or auto") from error
+    return name
+
+
+def check_figure(path: Path | None) -> None:
+    """Raise `UsageError` for a format that cannot be drawn, before any work."""
+    from offmarl.report.style import FORMATS
+
+    if path is not None and path.suffix.removeprefix(".") not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise UsageError(f"--figure {path}: expected a name that ends in {endings}")

@@ -1,13 +1,10 @@
-"""`offmarl decompose` and `offmarl credit ...` as a person types them, within this process: it starts once."""
+"""`offmarl decompose` and `offmarl credit ...` as a person types them."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from offmarl import cli
 from offmarl.credit.registry import DECOMPOSERS
 
 DATASET = "scm_a/random-v0"
@@ -18,45 +15,10 @@ FAST = "--set credit.structure_steps=60 --set credit.refit_steps=40 --set credit
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def offmarl(home, monkeypatch, capsys):
-    """Run a command; its exit code, and what it printed on both streams."""
-
-    def run(command: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("OFFMARL_HOME", str(home))
-        monkeypatch.setenv("COLUMNS", "160")  # narrower tables break words over lines
-        monkeypatch.setattr(sys, "argv", ["offmarl", *shlex.split(command)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def succeed(offmarl):
-    """Run a command with `--json` and return what it answers."""
-
-    def run(command: str) -> dict:
-        code, out, error = offmarl(command + " --json")
-        assert code == 0, error
-        return json.loads(out)
-
-    return run
-
-
-@pytest.fixture
-def decomposed(home, succeed) -> dict:
-    """The answer of `decompose`, made once."""
-    kept = home / "answer.json"
-    if not kept.exists():
-        succeed(COLLECT)
-        kept.write_text(json.dumps(succeed(f"decompose {FAST} --set credit.fallback=false")))
-    return json.loads(kept.read_text())
+def decomposed(succeed) -> dict:
+    """The answer of `decompose`."""
+    succeed(COLLECT)
+    return succeed(f"decompose {FAST} --set credit.fallback=false")
 
 
 def test_every_agent_is_told_how_far_its_share_can_be_trusted(decomposed):

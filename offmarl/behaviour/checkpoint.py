@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from offmarl.atomic import replacing
-from offmarl.behaviour.online import Checkpoint, GreedyLearner, OnlineConfig, behaviour_learner
+from offmarl.behaviour.online import Checkpoint, OnlineConfig, behaviour_learner
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError
 from offmarl.settings import configure
+from offmarl.training.acting import LearnerPolicy
+from offmarl.training.checkpoint import read_tensors
 
 FORMAT = "offmarl behaviour policy 1"
 
@@ -31,17 +32,12 @@ def save_policy(path: Path, spec: EnvSpec, config: OnlineConfig, seed: int, chec
         save_file(checkpoint.tensors, str(temporary), metadata)
 
 
-def load_policy_file(path: Path, device: torch.device | str = "cpu") -> tuple[GreedyLearner, EnvSpec]:
+def load_policy_file(path: Path, device: torch.device | str = "cpu") -> tuple[LearnerPolicy, EnvSpec]:
     """The policy in `path` and the task it was trained on.
 
     Raises `DataError` for a file that is missing, damaged or no behaviour policy.
     """
-    try:
-        with safe_open(str(path), framework="pt", device=str(device)) as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read as a behaviour policy: {error}") from error
+    metadata, tensors = read_tensors(path, "behaviour policy", device)
     if metadata.get("format") != FORMAT:
         raise DataError(
             f"{path} is no behaviour policy: its format is {metadata.get('format')!r}, not {FORMAT!r}"
@@ -55,4 +51,4 @@ def load_policy_file(path: Path, device: torch.device | str = "cpu") -> tuple[Gr
     config = configure(OnlineConfig, json.loads(metadata["config"]), "behaviour")
     learner = behaviour_learner(spec, config, int(metadata["seed"]), device)
     learner.load_state_dict(tensors, training=False)
-    return GreedyLearner(learner), spec
+    return LearnerPolicy(learner), spec

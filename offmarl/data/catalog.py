@@ -12,13 +12,9 @@ from offmarl.data.schema import CARD_NAME, DatasetCard, check_id
 from offmarl.data.store import PARTIAL, Dataset, partial_folder
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError, UsageError, unknown_name
+from offmarl.home import offmarl_home
 
 REFERENCES_NAME = "references.json"
-
-
-def offmarl_home() -> Path:
-    """Where offmarl keeps its files: `$OFFMARL_HOME`, by default `~/.offmarl`."""
-    return Path(os.environ.get("OFFMARL_HOME") or "~/.offmarl").expanduser()
 
 
 def datasets_folder() -> Path:
@@ -56,11 +52,11 @@ class CatalogueEntry(NamedTuple):
         return self.folder.relative_to(datasets_folder()).as_posix()
 
 
-def is_path(text: str | Path) -> bool:
-    """Tell a path from an id: a `Path`, a text that starts like one, or a dataset folder that exists."""
+def is_path(text: str | Path, holds: str = CARD_NAME) -> bool:
+    """Tell a path from an id: a `Path`, a text that starts like one, or a folder that holds the file `holds`."""
     if isinstance(text, Path) or text.startswith((".", "/", "~")) or os.path.isabs(text):
         return True
-    return (Path(text) / CARD_NAME).exists()
+    return (Path(text) / holds).exists()
 
 
 def dataset_folder(id_or_path: str | Path) -> Path:

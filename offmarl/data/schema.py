@@ -3,7 +3,6 @@
 Shapes: R rows, E episodes, N agents, O observation, A action dimensions, K discrete choices, D state.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError, UsageError
+from offmarl.stored_json import read_versioned
 
 SCHEMA_VERSION = 1
 FORMAT = "offmarl"  # root attribute of every data.h5
@@ -139,26 +139,7 @@ def read_card(folder: Path) -> DatasetCard:
     path = folder / CARD_NAME
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: a dataset is a folder with {CARD_NAME} and {DATA_NAME}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} is no dataset: it has no {CARD_NAME}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is no dataset card: it holds a {type(content).__name__}, expected an object")
-    version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema version {version}; this offmarl reads up to {SCHEMA_VERSION}: "
-            "install a newer offmarl"
-        )
-    try:
-        return DatasetCard.model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise DataError(f"{path} is no dataset card: field '{where}': {problem['msg']}") from error
+    return read_versioned(path, "dataset", "dataset card", DatasetCard, SCHEMA_VERSION)[0]
 
 
 def stored_arrays(

@@ -23,6 +23,7 @@ from offmarl.atomic import write_json, write_text
 from offmarl.behaviour.qualities import TRAINED
 from offmarl.data.store import partial_folder
 from offmarl.errors import UsageError
+from offmarl.home import offmarl_home
 from offmarl.recipes import stages
 from offmarl.recipes.engine import Engine, Finished, Work
 from offmarl.recipes.recipe import Cell, Recipe, digest, expand, select
@@ -137,7 +138,8 @@ class BenchReport:
         return sum(count * mean[kind] for kind, count in to_do.items()) / jobs
 
     def markdown(self, command: str) -> str:
-        """All tables as a page, with what they were made from."""
+        """All tables as a page, with the command that makes it: without `--dry-run` it measures what is missing first."""
+        command = command.replace(" --dry-run", "")
         parts = [f"# {self.recipe.title}\n"]
         if self.recipe.about:
             parts.append(self.recipe.about.strip() + "\n")
@@ -160,6 +162,11 @@ class BenchReport:
             "failed": [{"cell": result.cell.name, "error": result.error} for result in self.failures],
             "tables": [table.to_json() for table in self.tables()],
         }
+
+
+def bench_folder(name: str) -> Path:
+    """Where the recipe `name` keeps its results unless told otherwise."""
+    return offmarl_home() / "benches" / name
 
 
 def read_results(recipe: Recipe, folder: Path, only: Collection[str] = ()) -> BenchReport:

@@ -37,12 +37,7 @@ class Checkpoint:
         """Read `path`. Raises `DataError` for a file that is missing, damaged or something else."""
         if not path.is_file():
             raise DataError(f"there is no checkpoint at {path}")
-        try:
-            with safe_open(str(path), framework="pt", device=str(device)) as stored:
-                metadata = stored.metadata() or {}
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read as a checkpoint: {error}") from error
+        metadata, tensors = read_tensors(path, "checkpoint", device)
         if metadata.get("format") != FORMAT or _SAMPLING not in tensors:
             raise DataError(f"{path} is no training checkpoint: its format is {metadata.get('format')!r}")
         learner = {
@@ -51,3 +46,18 @@ class Checkpoint:
             if name.startswith(_LEARNER)
         }
         return cls(int(metadata["step"]), learner, tensors[_SAMPLING], json.loads(metadata["metrics"]))
+
+
+def read_tensors(
+    path: Path, what: str, device: torch.device | str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read the metadata and the tensors of a safetensors file; `what` it should be is for the message.
+
+    Raises `DataError` for a file that is missing or damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+            return stored.metadata() or {}, tensors
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as a {what}: {error}") from error

@@ -1,6 +1,5 @@
 """A training run on disk: `run.json`, `metrics.jsonl` and `checkpoint.safetensors` in one folder."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,14 +8,15 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from torch import Tensor
 
 from offmarl.atomic import write_json
-from offmarl.data.catalog import runs_folder
-from offmarl.envs.base import EnvSpec, Frame
+from offmarl.data.catalog import is_path, runs_folder
+from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError, UsageError, unknown_name
 from offmarl.learners.base import Learner
 from offmarl.learners.registry import make_learner
+from offmarl.stored_json import read_versioned
+from offmarl.training.acting import LearnerPolicy
 from offmarl.training.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
@@ -72,25 +72,7 @@ class RunFolder:
     def open(cls, folder: Path) -> "RunFolder":
         """Read the run in `folder`. Raises `DataError` if there is none, or run.json is damaged or newer."""
         path = folder / RECORD_NAME
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} is no run: it has no {RECORD_NAME}") from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path} is no record of a run: it holds a {type(record).__name__}")
-        version = record.get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise DataError(f"{path} comes from a newer offmarl (schema {version}): upgrade")
-        try:
-            _Entries.model_validate(record)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "missing":
-                raise DataError(f"{path} is no record of a run: it has no '{where}'") from error
-            raise DataError(f"{path} is no record of a run: '{where}': {problem['msg']}") from error
+        _, record = read_versioned(path, "run", "record of a run", _Entries, SCHEMA_VERSION)
         return cls(folder, record)
 
     @property
@@ -164,71 +146,23 @@ def find_run(id_or_path: str | Path | None = None) -> RunFolder:
             raise UsageError(f"there is no run in {runs_folder()} yet: train one, or give a path")
         return usable[-1]
     text = str(id_or_path)
-    if (
-        isinstance(id_or_path, Path)
-        or text.startswith((".", "/", "~"))
-        or (Path(text) / RECORD_NAME).exists()
-    ):
+    if is_path(id_or_path, RECORD_NAME):
         return RunFolder.open(Path(text).expanduser())
     if not (runs_folder() / text / RECORD_NAME).exists():
         raise unknown_name("run", text, [run.id for run in list_runs()])
     return RunFolder.open(runs_folder() / text)
 
 
-class TrainedPolicy:
-    """The greedy policies of all S seeds of a run, as a policy of S x E copies: the first E are seed 0's."""
+class TrainedPolicy(LearnerPolicy):
+    """The greedy policies of a run: of all S seeds, the first share of the copies seed 0's, or of one."""
 
-    def __init__(self, learner: Learner, steps: int) -> None:
-        self.learner, self.steps = learner, steps
-        self.spec, self.n_seeds = learner.spec, len(learner.seeds)
+    def __init__(self, learner: Learner, steps: int, index: int | None = None) -> None:
+        super().__init__(learner, index)
+        self.steps = steps
 
-    def begin(self, starting: Tensor, generator: torch.Generator) -> None:
-        """Nothing is remembered between steps."""
-
-    def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
-        """[S*E, N, A] float in [-1, 1], or [S*E, N] int64.
-
-        Raises `UsageError` if the number of copies is no multiple of S.
-        """
-        copies = len(frame.obs)
-        if copies % self.n_seeds:
-            raise UsageError(
-                f"{copies} copies of the environment cannot be shared among {self.n_seeds} seeds"
-            )
-
-        def per_seed(values: Tensor) -> Tensor:
-            return values.to(self.learner.device).unflatten(0, (self.n_seeds, -1))
-
-        legal = None if frame.legal is None else per_seed(frame.legal)
-        return self.learner.act(per_seed(frame.obs), legal).flatten(0, 1).to(frame.obs.device)
-
-    def annotations(self) -> dict[str, Tensor]:
-        """No hidden facts."""
-        return {}
-
-
-class SeedPolicy:
-    """The greedy policy of one seed of a run, as a policy of any number of copies."""
-
-    def __init__(self, trained: TrainedPolicy, index: int = 0) -> None:
-        self.learner, self.index = trained.learner, index
-        self.n_seeds = trained.n_seeds
-
-    def begin(self, starting: Tensor, generator: torch.Generator) -> None:
-        """Nothing is remembered between steps."""
-
-    def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
-        """[E, N, A] float in [-1, 1], or [E, N] int64."""
-
-        def for_all(values: Tensor) -> Tensor:
-            return values.to(self.learner.device).expand(self.n_seeds, *values.shape)
-
-        legal = None if frame.legal is None else for_all(frame.legal)
-        return self.learner.act(for_all(frame.obs), legal)[self.index].to(frame.obs.device)
-
-    def annotations(self) -> dict[str, Tensor]:
-        """No hidden facts."""
-        return {}
+    def of_seed(self, index: int = 0) -> "TrainedPolicy":
+        """Give the policy of the seed at `index` alone, for any number of copies."""
+        return TrainedPolicy(self.learner, self.steps, index)
 
 
 def load_policy(run: RunFolder | Path, device: torch.device | str = "cpu") -> TrainedPolicy:

@@ -9,18 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `recording`
 
 from recording import HASTY, QUICK, record
 
-from offmarl.behaviour.random import RandomPolicy
 from offmarl.credit.macca import MaccaConfig
-from offmarl.data.collect import collect
 from offmarl.data.store import Dataset
 from offmarl.data.table import Transitions
-from offmarl.data.writer import Writer
-from offmarl.envs.registry import make
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -41,12 +32,8 @@ def hasty() -> MaccaConfig:
 
 
 @pytest.fixture(scope="session")
-def _collected(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("scm") / "random-v0"
-    env = make("scm_a", num_envs=40, options={"agents": 3})
-    with Writer(folder, env.spec, id="scm_a/random-v0") as writer:
-        collect(env, RandomPolicy(env.spec), writer, 2_000, seed=0)
-    return folder
+def _collected(random_dataset) -> Path:
+    return random_dataset("scm_a", 2_000, 40, agents=3)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offmarl.credit.base import Credit
+from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec, Frame
 from offmarl.envs.registry import make
@@ -60,6 +62,20 @@ def record(
 def uniform(spec: EnvSpec, frame: Frame, generator: torch.Generator) -> Tensor:
     """Uniform continuous actions."""
     return torch.rand(len(frame.obs), spec.n_agents, spec.action_dim, generator=generator) * 2 - 1
+
+
+def agreement(credit: Credit, transitions: Transitions, truth: Tensor) -> dict[str, float | None]:
+    """How the credit agrees with the true rewards [R, N] and causes, on the rows that were held out."""
+    rows = credit.heldout_rows
+    return agreement_with_truth(
+        credit.reward[rows],
+        truth[rows],
+        transitions.column("team_reward")[rows],
+        credit.masks,
+        credit.input_names,
+        transitions.spec.causes,
+        equal=credit.fallback,
+    )
 
 
 class NoisyChase:

@@ -5,12 +5,11 @@ from itertools import permutations
 
 import pytest
 import torch
-from recording import record
+from recording import agreement, record
 from torch import Tensor
 
 from offmarl.credit.additive import Additive, AdditiveConfig
 from offmarl.credit.base import Credit, Decomposer
-from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.difference import Difference, DifferenceConfig, actions
 from offmarl.credit.fitted import FitConfig
 from offmarl.credit.macca_paper import MaccaPaperConfig
@@ -36,12 +35,6 @@ def split(
     decomposer = decomposer_class(method)(transitions.spec, config, seed)
     decomposer.fit(transitions)
     return decomposer, decomposer.assign(transitions)
-
-
-def skill(credit: Credit, transitions: Transitions, truth: Tensor) -> float:
-    rows = credit.heldout_rows
-    team_reward = transitions.column("team_reward")[rows]
-    return agreement_with_truth(credit.reward[rows], truth[rows], team_reward)["skill"]
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +84,7 @@ def choosing() -> Transitions:
 )
 def test_disjoint_causes_are_paid_better_than_by_the_equal_split(scm, method, config, needed, fit_r2):
     decomposer, credit = split(scm[0], method, config)
-    assert skill(credit, *scm) > needed
+    assert agreement(credit, *scm)["skill"] > needed
     assert credit.metrics["fit_r2"] > fit_r2
     # Exact sums hide nothing: without them the fit leaves what it leaves.
     decomposer.config = replace(config, exact_sum=False)

@@ -2,10 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recording import QUICK, record
+from recording import QUICK, agreement, record
 
 from offmarl.credit.base import Credit
-from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.heads import FittedFunctions, RewardHeads, variables_seen
 from offmarl.credit.macca import Macca, MaccaConfig
 from offmarl.credit.samples import prepare
@@ -20,21 +19,6 @@ def split(transitions: Transitions, config: MaccaConfig, seed: int = 0) -> Credi
     decomposer = Macca(transitions.spec, config, seed)
     decomposer.fit(transitions)
     return decomposer.assign(transitions)
-
-
-def agreement(credit: Credit, transitions: Transitions, truth: torch.Tensor) -> dict[str, float | None]:
-    rows = credit.heldout_rows
-    team_reward = transitions.column("team_reward")[rows]
-    causes = transitions.spec.causes
-    return agreement_with_truth(
-        credit.reward[rows],
-        truth[rows],
-        team_reward,
-        credit.masks,
-        credit.input_names,
-        causes,
-        credit.fallback,
-    )
 
 
 def changed(transitions: Transitions, column: str, change) -> Transitions:

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recording import record
+from recording import agreement, record
 
-from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.macca_paper import MaccaPaper, MaccaPaperConfig
 from offmarl.credit.regression import UNTESTED
 from offmarl.data.table import Transitions
@@ -29,15 +28,7 @@ def test_it_finds_the_causes_and_fits_well_but_pays_the_wrong_agents(scm):
         reward_width=64, reward_depth=2, steps=1_000, batch_size=128, learning_rate=3e-3
     )
     credit = fitted(transitions, config).assign(transitions)
-    rows = credit.heldout_rows
-    found = agreement_with_truth(
-        credit.reward[rows],
-        truth[rows],
-        transitions.column("team_reward")[rows],
-        credit.masks,
-        credit.input_names,
-        transitions.spec.causes,
-    )
+    found = agreement(credit, transitions, truth)
     used = {credit.input_names[k] for k in credit.masks.any(0).nonzero().squeeze(1)}
     assert {name for causes in transitions.spec.causes for name in causes} <= used
     assert len(used) <= 15
@@ -112,9 +103,7 @@ def test_an_unknown_kind_of_mask_is_refused():
 def test_full_size_it_fits_the_team_and_not_the_agents():
     transitions, truth = record("scm_a", 50_000)
     credit = fitted(transitions, MaccaPaperConfig()).assign(transitions)
-    rows = credit.heldout_rows
-    team_reward = transitions.column("team_reward")[rows]
-    found = agreement_with_truth(credit.reward[rows], truth[rows], team_reward)
+    found = agreement(credit, transitions, truth)
     assert credit.metrics["fit_r2"] > 0.9
     assert found["skill"] < 0.3
     assert found["hijack"] >= 0.25

@@ -7,10 +7,9 @@ from functools import cache
 
 import pytest
 import torch
-from recording import NoisyChase, record
+from recording import NoisyChase, agreement, record
 
 from offmarl.credit.base import Credit
-from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.macca import Macca, MaccaConfig
 
 pytestmark = pytest.mark.slow
@@ -33,16 +32,7 @@ def decomposed(
     decomposer = Macca(table.spec, MaccaConfig())
     decomposer.fit(table)
     credit = decomposer.assign(table)
-    rows = credit.heldout_rows
-    found = agreement_with_truth(
-        credit.reward[rows],
-        truth[rows],
-        table.column("team_reward")[rows],
-        credit.masks,
-        credit.input_names,
-        table.spec.causes,
-        equal=credit.fallback,
-    )
+    found = agreement(credit, table, truth)
     print(env_id, table.spec.n_agents, found, credit.metrics, credit.reason)
     return credit, found
 

@@ -2,18 +2,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `toy`, which a subprocess runs too
 
 from toy import collect_toy
 
 from offmarl.data.store import Dataset
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_loop import SPEC, VALUES, config, new_run, table
+from walk import SPEC, VALUES, config, new_run, table
 
 from offmarl.data import validate
 from offmarl.data.store import Dataset
@@ -176,21 +176,13 @@ def test_nan_inside_d3rlpy_fails_the_run_in_one_line(tmp_path):
     assert RunFolder.open(run.folder).status == "failed"
 
 
-def test_a_run_of_d3rlpy_is_trained_resumed_and_evaluated_like_our_own(tmp_path, monkeypatch):
+def test_a_run_of_d3rlpy_is_trained_resumed_and_evaluated_like_our_own(tmp_path, monkeypatch, random_dataset):
     pytest.importorskip("d3rlpy")
-    from offmarl.behaviour.random import RandomPolicy
-    from offmarl.data.collect import collect
-    from offmarl.envs.registry import make
     from offmarl.evaluation.scores import evaluate_run
     from offmarl.reporter import Silent
 
     monkeypatch.setenv("OFFMARL_HOME", str(tmp_path))
-    with (
-        make("mpe_spread", 8) as env,
-        Writer(tmp_path / "data", env.spec, id="mpe_spread/random-v0") as writer,
-    ):
-        collect(env, RandomPolicy(env.spec), writer, 200, 0)
-    dataset = Dataset.open(tmp_path / "data")
+    dataset = Dataset.open(random_dataset("mpe_spread", 200, 8))
     values = {"hidden": [8, 8], "update_actor_interval": 1}
     request = TrainRequest(
         "d3rlpy:td3_plus_bc", "mean", seeds=(0, 1), learner_settings=values, train_settings=FAST

@@ -1,0 +1,167 @@
+"""What a bench measures, keeps and tries again, and what it says of that."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_recipes import CREDIT, HASTY, POLICIES, Inline, changed, recipe
+
+from offmarl.errors import UsageError
+from offmarl.recipes import stages
+from offmarl.recipes.bench import DONE, FAILED, OPEN, read_results, run_bench
+from offmarl.recipes.recipe import CellSettings, expand
+
+
+@pytest.fixture(scope="module")
+def credit(tmp_path_factory):
+    """The whole of CREDIT, measured in this process."""
+    folder = tmp_path_factory.mktemp("credit")
+    engine = Inline()
+    return run_bench(recipe(CREDIT), folder, engine), engine
+
+
+def test_cells_are_measured_on_data_that_is_made_once_and_removed(credit):
+    report, engine = credit
+    assert report.count(DONE) == 8
+    assert len(engine.keys) == 8 + 4  # one dataset a seed and task, shared by the methods
+    assert [path.name for path in report.folder.iterdir()] == ["cells"]
+    stored = json.loads((report.folder / "cells" / f"{report.results[1].cell.name}.json").read_text())
+    assert stored["error"] is None
+    assert stored["values"].keys() >= {
+        "pearson",
+        "r2",
+        "skill",
+        "f1",
+        "fit_r2",
+        "fallback",
+        "seconds",
+        "recall",
+    }
+    assert stored["settings"]["decompose"]["settings"] == HASTY
+    assert [agent["name"] for agent in stored["details"]["agents"]] == ["agent_0", "agent_1"]
+    mean = report.results[0].values
+    assert mean["skill"] == [pytest.approx(0, abs=1e-6)]
+    assert "hijack" not in mean  # an equal split takes from nobody in particular
+
+
+def test_finished_cells_are_skipped_and_overwrite_measures_them_again(credit):
+    report, _ = credit
+    before = {path.name: path.stat().st_mtime_ns for path in (report.folder / "cells").iterdir()}
+    engine = Inline()
+    again = run_bench(report.recipe, report.folder, engine)
+    assert engine.keys == []
+    assert again.to_json() == report.to_json()
+    run_bench(report.recipe, report.folder, engine, ["method=mean", "env=scm_a"], overwrite=True)
+    after = {path.name: path.stat().st_mtime_ns for path in (report.folder / "cells").iterdir()}
+    changed_names = {name.rsplit("-", 2)[0] for name in after if after[name] != before[name]}
+    assert changed_names == {"scm-scm_a-500-mean"}
+
+
+def test_with_keep_the_data_stays_and_is_used_again(tmp_path):
+    for expected in (2, 1):  # with the data, without
+        engine = Inline()
+        report = run_bench(
+            recipe(CREDIT),
+            tmp_path,
+            engine,
+            ["method=mean", "env=scm_a", "seed=0"],
+            keep=True,
+            overwrite=True,
+        )
+        assert report.count(DONE) == 1
+        assert (tmp_path / "work" / "data").is_dir()
+        assert len(engine.keys) == 2
+        data = next((tmp_path / "work" / "data").glob("*/data.h5"))
+        if expected == 2:
+            made = data.stat().st_mtime_ns
+    assert data.stat().st_mtime_ns == made
+
+
+def test_a_failed_cell_stops_nothing_and_is_tried_again(tmp_path):
+    report = run_bench(recipe(POLICIES), tmp_path, Inline())
+    assert {result.cell.coordinates["sweep"] for result in report.failures} == {"too many"}
+    assert report.count(DONE) == 6
+    assert "train.batch_size=10000 is larger than the data" in report.failures[0].error
+    (line,) = report.failure_lines()
+    assert " and 2 more: train.batch_size" in line
+    page = report.markdown("offmarl bench recipe.yaml --dry-run --table page.md")
+    assert "## Failed cells" in page
+    assert "`offmarl bench recipe.yaml --table page.md`" in page
+    stored = read_results(recipe(POLICIES), tmp_path)
+    assert stored.count(FAILED) == 3
+
+    engine = Inline()
+    run_bench(recipe(POLICIES), tmp_path, engine)
+    assert sum(key.startswith("td3bc-") for key in engine.keys) == 3
+    done = next(result for result in report.results if result.status == DONE)
+    assert len(done.values["return"]) == 2  # trained seeds
+    assert done.values["rewards_skill"][0] < 1
+    (row,) = report.table().rows
+    assert row[0:2] == ["mpe_targets", "td3bc"]
+    assert all(cell.endswith(("(weak)", "(strong)")) for cell in row[2:5])
+
+
+def test_where_the_data_cannot_be_made_its_cells_fail_and_others_go_on(tmp_path):
+    report = run_bench(recipe(CREDIT, seeds=1), tmp_path, Inline(broken="scm_a-"))
+    assert {result.cell.coordinates["env"] for result in report.failures} == {"scm_a"}
+    assert report.failures[0].error == "its data could not be made: broken on purpose"
+    assert report.count(DONE) == 2
+    assert run_bench(recipe(CREDIT, seeds=1), tmp_path, Inline()).count(DONE) == 4
+
+
+def test_datasets_of_one_behaviour_wait_for_the_first_to_train_it():
+    from offmarl.recipes.bench import _Schedule
+
+    content = changed(POLICIES, "blocks/td3bc/grid/collect.quality", ["expert", "medium", "random"])
+    jobs = _Schedule(expand(recipe(content), [0]), Path("work"), "cpu", keep=False)._jobs
+    data = [
+        (key, job)
+        for key, job in jobs.items()
+        if job.product is not None and job.product.parent.name == "data"
+    ]
+    after = {key.split("-")[1]: job.after for key, job in data}
+    assert after["expert"] is None
+    assert after["medium"].startswith("mpe_targets-expert")
+    assert after["random"] is None
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "work").mkdir()
+    with open(tmp_path / "work" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another offmarl bench is at work"):
+            run_bench(recipe(CREDIT), tmp_path, Inline())
+
+
+def test_a_dry_run_says_what_is_there(credit, tmp_path, offmarl, succeed):
+    report, _ = credit
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(CREDIT))
+    answer = succeed(f"bench {file} --out {report.folder} --dry-run --only method=mean")
+    assert (answer["cells"], answer["done"], answer["failed"]) == (4, 4, [])
+    assert answer["tables"][0]["columns"] == ["env", "steps", "mean", "seeds"]
+    nothing = offmarl(f"bench {file} --out {tmp_path / 'none'} --dry-run")
+    assert "0 of 8 cells are measured" in nothing.stdout
+
+
+def test_the_time_left_is_reckoned_from_the_cells_that_are_most_alike(credit, tmp_path):
+    report, _ = credit
+    unknown = read_results(report.recipe, tmp_path)
+    assert unknown.seconds_left(1) is None
+    assert unknown.count(OPEN) == 8
+    partial_results = tuple(
+        done if done.cell.coordinates["seed"] == "0" else still_open
+        for done, still_open in zip(report.results, unknown.results, strict=True)
+    )
+    half = type(report)(report.recipe, tmp_path, partial_results)
+    expected = sum(result.seconds for result in partial_results if result.seconds is not None)
+    assert half.seconds_left(2) == pytest.approx(expected / 2)
+    assert report.seconds_left(1) == 0
+
+
+def test_stages_know_what_is_not_there():
+    settings = CellSettings.model_validate({"dataset": "no/where-v0", "decompose": {}}).with_seed(0)
+    with pytest.raises(UsageError, match="unknown dataset"):
+        stages.measure("no/where-v0", settings, None, Path("scratch"), "cpu")
