@@ -24,6 +24,8 @@ from offmarl.cli_options import (
     say_which,
     usable_device,
 )
+from offmarl.cli_report import report
+from offmarl.cli_watch import watch
 from offmarl.console import Terminal
 from offmarl.credit.registry import DECOMPOSERS
 from offmarl.errors import OffmarlError
@@ -39,6 +41,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(credit_app, name="credit")
+app.command()(report)
+app.command()(watch)
 
 STOPPED = 130  # exit code after Ctrl-C
 TORCH_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # on the CPU; on a GPU
@@ -174,13 +178,18 @@ def train(
     dataset: DatasetOption = None,
     learner: Annotated[
         str,
-        typer.Option(help="bc, td3bc, cql, omar, icq, cfcql or d3rlpy:NAME; the form follows the dataset."),
+        typer.Option(
+            help="bc, td3bc, cql, qmix_cql, omar, icq, iql, cfcql or d3rlpy:NAME; the form follows the dataset."
+        ),
     ] = "cql",
     rewards: Annotated[
         str, typer.Option(help="team, mean, true, or a decomposition: its name or file.")
     ] = "macca",
     steps: Annotated[int | None, typer.Option(min=1, help="Joint updates.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train this many seeds at once: seed, seed+1, ...")] = 1,
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Play every N updates too: learning curves.")
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -191,6 +200,7 @@ def train(
 ) -> None:
     """Learn policies from a dataset, on the rewards you choose."""
     from offmarl.data.catalog import find_dataset
+    from offmarl.evaluation.curve import returns_along
     from offmarl.training.offline import TrainRequest, train_offline
 
     terminal = Terminal(as_json)
@@ -211,7 +221,10 @@ def train(
         device=usable_device(device),
         command=command_line(),
     )
-    with _stoppable("the same command with --resume goes on from the last checkpoint"):
+    with (
+        returns_along(source, seeds, evaluate_every, request.device) as request.along,
+        _stoppable("the same command with --resume goes on from the last checkpoint"),
+    ):
         run = train_offline(source, request, terminal)
     terminal.table(
         f"last metrics, mean over {seeds} seed{'s' if seeds > 1 else ''}",
@@ -375,6 +388,7 @@ def envs(as_json: Json = False) -> None:
     )
     terminal.json({"envs": [vars(entry) for entry in entries]})
     terminal.line("any PettingZoo ParallelEnv: --env NAME --backend pettingzoo:module.path")
+    terminal.line("any Gymnasium environment of tuples: --env NAME --backend gymnasium:module:Class")
 
 
 class _StoppedError(OffmarlError):

@@ -138,7 +138,10 @@ class BenchReport:
         return sum(count * mean[kind] for kind, count in to_do.items()) / jobs
 
     def markdown(self, command: str) -> str:
-        """All tables as a page, with the command that makes it: without `--dry-run` it measures what is missing first."""
+        """All tables as a page, with the command that makes it.
+
+        Without `--dry-run`, since it measures what is missing first.
+        """
         command = command.replace(" --dry-run", "")
         parts = [f"# {self.recipe.title}\n"]
         if self.recipe.about:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -251,7 +251,18 @@ def expand(recipe: Recipe, seeds: Sequence[int]) -> list[Cell]:
     return list(cells.values())
 
 
-def select(cells: Sequence[Cell], only: Iterable[str]) -> list[Cell]:
+class Placed(Protocol):
+    """Something with a place in a grid: a cell, or what was measured of one."""
+
+    @property
+    def coordinates(self) -> Mapping[str, str]:
+        """Axis -> label."""
+
+
+AnyPlaced = TypeVar("AnyPlaced", bound=Placed)
+
+
+def select(cells: Sequence[AnyPlaced], only: Iterable[str]) -> list[AnyPlaced]:
     """Keep the cells that `--only key=value[,value]` names: any of a key's values, all of the keys.
 
     Raises `UsageError` for a key or a value that no cell has, with near names.

@@ -208,6 +208,8 @@ def _measure_policies(
         "seconds": [time.perf_counter() - started],
         "cpu_seconds": [time.process_time() - before],
     }
+    if scores.win_rate is not None:
+        values["win_rate"] = list(scores.win_rate)
     if scores.behaviour_normalised is not None:
         values["behaviour"] = [scores.behaviour_normalised]
     for name, value in (scores.agreement or {}).items():

@@ -6,9 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from offmarl.evaluation.statistics import bootstrap_interval
+from offmarl.evaluation.statistics import bootstrap_interval, fixed
 
 NOTHING = "-"
+TEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "·": r"\textperiodcentered{}",
+    "²": r"\textsuperscript{2}",
+    "±": r"\textpm{}",
+}
 
 
 class Best(BaseModel):
@@ -69,12 +79,45 @@ class BenchTable:
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the entries that stand out
 
     def markdown(self) -> str:
         """As Markdown, under a heading."""
         lines = [f"## {self.title}", "", *([self.note, ""] if self.note else [])]
-        lines += [_line(self.columns), _line(["---"] * len(self.columns)), *(_line(row) for row in self.rows)]
+        rows = [
+            [f"**{entry}**" if (i, j) in self.best else entry for j, entry in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        lines += [_line(self.columns), _line(["---"] * len(self.columns)), *(_line(row) for row in rows)]
         return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """As a LaTeX table; the document loads booktabs."""
+        rows = [
+            [
+                f"\\textbf{{{_tex(entry)}}}" if (i, j) in self.best else _tex(entry)
+                for j, entry in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
+        body = [" & ".join(row) + r" \\" for row in rows]
+        caption = self.title if not self.note else f"{self.title}: {self.note}"
+        return "\n".join(
+            [
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_tex(caption)}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
+                r"\toprule",
+                " & ".join(map(_tex, self.columns)) + r" \\",
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -192,20 +235,20 @@ def _text(spec: TableSpec, group: Sequence[MeasuredCell], metric: str) -> str:
     if not values:
         return NOTHING
     interval = bootstrap_interval(values, spec.over)
-    mean = _number(interval.mean, spec.digits)
+    mean = fixed(interval.mean, spec.digits)
     if interval.low is None or interval.high is None:
         return mean
-    low, high = _number(interval.low, spec.digits), _number(interval.high, spec.digits)
+    low, high = fixed(interval.low, spec.digits), fixed(interval.high, spec.digits)
     return mean if low == mean == high else f"{mean} [{low}, {high}]"
-
-
-def _number(value: float, digits: int) -> str:
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _labels(cells: Sequence[MeasuredCell], axis: str) -> list[str]:
     return list(dict.fromkeys(cell.coordinates.get(axis, "") for cell in cells))
+
+
+def _tex(text: str) -> str:
+    """`text` with what LaTeX takes for commands written so that it prints."""
+    return "".join(TEX.get(letter, letter) for letter in text)
 
 
 def _line(entries: Sequence[str]) -> str:

@@ -1,0 +1,154 @@
+"""The measured cells of a benchmark as a study, read from its folder without its recipe."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from offmarl.errors import DataError, UsageError
+from offmarl.recipes.bench import CELLS, bench_folder
+from offmarl.recipes.recipe import CellSettings, CollectStage, select
+from offmarl.report.study import SAME_DATA, Measured, Study, flat, make_study
+from offmarl.stored_json import read_object
+from offmarl.training.loop import TrainConfig
+
+IGNORED = {"seed", "seeds"}  # of a stage: what the seeds are, not what is compared
+
+
+class _Stored(BaseModel):
+    """What a cell's file must say."""
+
+    recipe: str
+    cell: str
+    coordinates: dict[str, str]
+    values: dict[str, list[float]]
+    error: str | None
+    settings: CellSettings
+    details: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The folder of a benchmark and its cells that were measured."""
+
+    folder: Path
+    cells: list[_Stored]
+    failed: int
+
+
+def find_bench(name: str) -> Path | None:
+    """The folder of a benchmark: a path to it, or the name of a recipe that ran under $OFFMARL_HOME."""
+    for folder in (Path(name).expanduser(), bench_folder(name)):
+        if (folder / CELLS).is_dir():
+            return folder
+    return None
+
+
+def study_of_bench(folder: Path, metric: str | None = None, only: Sequence[str] = ()) -> Study:
+    """Read every cell in `folder`, or those that `only` keeps, and compare them.
+
+    Raises `DataError` for a file that is no cell, `UsageError` for a wrong `only` and where nothing is measured.
+    """
+    bench = _read(folder, only)
+    if not bench.cells:
+        raise UsageError(f"{folder}: no cell is measured yet: run offmarl bench")
+    failed = f"{bench.failed} cell{'s' if bench.failed > 1 else ''} failed"
+    notes = [f"left out: {failed}"] if bench.failed else []
+    replicated = _several_datasets(bench.cells)
+    trained = max(_trained(cell) for cell in bench.cells)
+    if replicated and trained > 1:
+        notes.append(
+            f"a seed is a dataset of its own: the mean of the {trained} policies trained on it, which are not "
+            "independent of each other"
+        )
+    if not replicated and any(cell.settings.train is not None for cell in bench.cells):
+        notes.append(SAME_DATA)
+    measured = [_measured(cell, replicated) for cell in bench.cells]
+    return make_study(bench.cells[0].recipe, measured, metric, notes)
+
+
+def _read(folder: Path, only: Sequence[str]) -> Bench:
+    stored = []
+    for path in sorted((folder / CELLS).glob("*.json")):
+        try:
+            stored.append(_Stored.model_validate(read_object(path, "benchmark", "measured cell")))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise DataError(f"{path} is no measured cell: field '{where}': {problem['msg']}") from error
+    kept = select(stored, only)
+    return Bench(folder, [cell for cell in kept if not cell.error], sum(bool(cell.error) for cell in kept))
+
+
+def _several_datasets(cells: Sequence[_Stored]) -> bool:
+    """Whether the same data was collected with several seeds: then these are what is independent."""
+    collected: dict[str, set[str]] = {}
+    for cell in cells:
+        collect = cell.settings.collect
+        if collect is not None:
+            task = json.dumps(_task(collect, cell.coordinates["seed"]), sort_keys=True)
+            collected.setdefault(task, set()).add(collect.model_dump_json())
+    return any(len(datasets) > 1 for datasets in collected.values())
+
+
+def _trained(cell: _Stored) -> int:
+    return 1 if cell.settings.train is None else cell.settings.train.seeds
+
+
+def _measured(cell: _Stored, replicated: bool) -> Measured:
+    settings, trained = cell.settings, _trained(cell)
+    collect, train, decompose = settings.collect, settings.train, settings.decompose
+    values = {name: numbers for name, numbers in cell.values.items() if len(numbers) == trained}
+    if replicated:  # one value a dataset
+        values = {name: [fmean(numbers)] for name, numbers in values.items()}
+        seeds: tuple[str, ...] = (cell.coordinates["seed"],)
+    else:
+        fitted = train or decompose
+        assert fitted is not None, "CellSettings see to it"
+        seeds = tuple(str((fitted.seed or 0) + index) for index in range(trained))
+    if train is not None:
+        learner = train.learner
+    else:
+        assert decompose is not None, "CellSettings see to it"
+        learner = decompose.method
+    episodes = cell.details.get("episodes")
+    compared = settings.model_dump(
+        mode="json",
+        include={"decompose", "train", "evaluate"},
+        exclude={"decompose": IGNORED, "train": {*IGNORED, "learner", "rewards"}, "evaluate": IGNORED},
+        exclude_none=True,
+    )
+    behaviour = cell.values.get("behaviour")
+    return Measured(
+        source=cell.cell,
+        env=str(settings.dataset) if collect is None else collect.env,
+        task={"": settings.dataset} if collect is None else _task(collect, cell.coordinates["seed"]),
+        learner=learner,
+        rewards=None if train is None else train.rewards,
+        settings=compared,
+        values=values,
+        seeds=seeds,
+        episodes=episodes * trained if replicated and episodes else episodes,
+        steps=None if train is None else train.loop.get("steps", TrainConfig().steps),
+        behaviour={"score": behaviour[0]} if behaviour else {},
+    )
+
+
+def _task(collect: CollectStage, seed: str) -> dict[str, Any]:
+    """Name the data by its task and quality, and by what is unusual about it; what is a seed does not count."""
+    name = f"{collect.env}/{collect.quality}"
+    if collect.free_riders:
+        name += f" with {collect.free_riders} free riders"
+    rest = collect.model_dump(mode="json", exclude={*IGNORED, "env", "quality", "free_riders", "num_envs"})
+    return {
+        "": name,
+        **{
+            key: value
+            for key, value in flat(rest).items()
+            if not (key.endswith("seed") and str(value) == seed)
+        },
+    }
