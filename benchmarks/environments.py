@@ -4,16 +4,17 @@ One core unless said. A step is one joint action of one copy. Both sides take ra
 drawn beforehand, and the time of resets counts.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import torch
+from report import Row, parser_of, print_rows, row_of_rates
 
 COPIES = 1024
 ADAPTER_COPIES = 64
+BATTLES = 512
 
 
 def rate(step: Callable[[], None], steps_a_call: int, seconds: float) -> float:
@@ -78,23 +79,85 @@ def adapter(task: str, seconds: float, workers: int) -> float:
         return rate(episode, 25 * ADAPTER_COPIES, seconds)
 
 
+def battles_with_a_network(scenario: str, seconds: float) -> float:
+    """SMAX as data is collected: a network of 64 x 64 shared by the allies chooses among what is legal."""
+    from offmarl.envs.registry import make
+
+    with make(f"smax_{scenario}", BATTLES) as env:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(
+            *(torch.nn.Linear(env.spec.obs_dim, 64), torch.nn.ReLU()),
+            *(torch.nn.Linear(64, 64), torch.nn.ReLU()),
+            torch.nn.Linear(64, env.spec.action_dim),
+        )
+        frame = env.reset(0)
+
+        @torch.inference_mode()
+        def step() -> None:
+            nonlocal frame
+            values = network(frame.obs).masked_fill(~frame.legal, -torch.inf)
+            noise = torch.rand_like(values).log_().neg_().log_()  # Gumbel: a draw from the softmax
+            frame = env.step((values - noise).argmax(-1)).frame
+
+        return rate(step, BATTLES, seconds)
+
+
+def jaxmarl_loop(scenario: str, seconds: float) -> float:
+    """SMAX as jaxmarl's README steps it: one copy, random actions, resetting itself."""
+    import jax
+
+    from offmarl.envs.smax_battle import HeuristicEnemySMAX, map_name_to_scenario
+
+    env = HeuristicEnemySMAX(scenario=map_name_to_scenario(scenario))
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 5 + env.num_enemies, (25, env.num_allies))
+    key, state = jax.random.PRNGKey(0), env.reset(jax.random.PRNGKey(1))[1]
+
+    def spell() -> None:
+        nonlocal key, state
+        for row in table:
+            key, now = jax.random.split(key)
+            _, state, reward, _, _ = env.step(now, state, dict(zip(env.agents, row, strict=True)))
+        jax.block_until_ready(reward)
+
+    return rate(spell, len(table), seconds)
+
+
+def jaxmarl_batched(scenario: str, seconds: float) -> float:
+    """SMAX as jaxmarl's training scripts step it: its `step` under `vmap` and `jit`, random actions."""
+    import jax
+    import jax.numpy as jnp
+
+    from offmarl.envs.smax_battle import HeuristicEnemySMAX, map_name_to_scenario
+
+    env = HeuristicEnemySMAX(scenario=map_name_to_scenario(scenario))
+    step = jax.jit(jax.vmap(env.step))
+    _, state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.PRNGKey(0), BATTLES))
+    keys = jax.random.split(jax.random.PRNGKey(1), BATTLES)
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 5 + env.num_enemies, (25, env.num_allies, BATTLES), dtype=np.int32)
+    actions = [{agent: jnp.asarray(row[i]) for i, agent in enumerate(env.agents)} for row in table]
+
+    def spell() -> None:
+        nonlocal state
+        for joint in actions:
+            obs, state, _, _, _ = step(keys, state, joint)
+            jax.block_until_ready(obs)  # a policy would look at it before it acts
+
+    return rate(spell, len(actions) * BATTLES, seconds)
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure each number")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    rows: dict[str, dict[str, float | str]] = {}
+    rows: dict[str, Row] = {}
 
-    def compare(row: str, ours: float, peer: float) -> None:
-        rows[row] = {
-            "ours": round(ours),
-            "peer": round(peer),
-            "ratio": round(ours / peer, 2),
-            "unit": "steps/s",
-        }
+    def compare(name: str, ours: float, peer: float) -> None:
+        rows[name] = row_of_rates(ours, peer, "steps/s")
 
     loops = {task: mpe2_loop(task, arguments.seconds) for task in ("mpe_spread", "mpe_tag")}
     for task, loop in loops.items():
@@ -113,16 +176,14 @@ def main() -> None:
             name = f"{task} by the PettingZoo adapter, {ADAPTER_COPIES} copies in {processes}, against a loop"
             compare(name, adapter(task, arguments.seconds, workers), loop)
 
-    if arguments.json:
-        print(json.dumps(rows))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    # JAX takes all cores that it may use, on both sides.
+    for scenario in ("3m", "5m_vs_6m") if find_spec("jaxmarl") else ():
+        ours = battles_with_a_network(scenario, arguments.seconds)
+        name = f"smax_{scenario} with a network policy, {BATTLES} copies, against jaxmarl"
+        compare(f"{name} one copy at a time", ours, jaxmarl_loop(scenario, arguments.seconds))
+        compare(f"{name} by vmap without a policy", ours, jaxmarl_batched(scenario, arguments.seconds))
 
-    table = Table("", "ours", "peer", "ratio", "unit", title="Environments")
-    for name, row in rows.items():
-        table.add_row(name, f"{row['ours']:,}", f"{row['peer']:,}", f"{row['ratio']:,}", str(row["unit"]))
-    Console().print(table)
+    print_rows(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ Shapes: E copies, N agents, O observation (widest agent), A action dimensions, K
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_serializer, field_validator, model_validator
 from torch import Tensor
 
 
@@ -28,6 +29,9 @@ class EnvSpec(BaseModel):
     groups: tuple[tuple[str, ...], ...]  # partition of `agents`: same group = same role, may share networks
     background: tuple[str, ...] = ()  # agents inside the environment that follow a fixed policy
     action_type: Literal["continuous", "discrete"]
+    rendered: bool = (
+        False  # the state decides what is observed: data holds states, `envs.magent_render` the rest
+    )
     obs_names: tuple[tuple[str, ...], ...]  # per agent, true width; narrower agents are zero-padded to O
     action_names: tuple[tuple[str, ...], ...]  # per agent: dimensions (continuous) or choices (discrete)
     state_names: tuple[str, ...] = ()  # D of them; empty: the task has no global state
@@ -39,6 +43,23 @@ class EnvSpec(BaseModel):
         None  # true causes per agent, as `input_names`; yardstick only
     )
     versions: dict[str, str] = {}  # simulator packages
+
+    @field_validator("obs_names", "action_names", mode="before")
+    @classmethod
+    def _spread(cls, value: Any, others: ValidationInfo) -> Any:
+        """Names of each group become those of each agent; see `_gathered`."""
+        groups = others.data.get("groups", ())
+        if others.data.get("rendered") and len(value) == len(groups):
+            return tuple(names for names, group in zip(value, groups, strict=True) for _ in group)
+        return value
+
+    @field_serializer("obs_names", "action_names")
+    def _gathered(self, value: tuple[tuple[str, ...], ...]) -> list[list[str]]:
+        """Write the names of hundreds of agents that observe alike once a group."""
+        if not self.rendered:
+            return [list(names) for names in value]
+        first = np.cumsum([0, *(len(group) for group in self.groups)])[:-1]
+        return [list(value[agent]) for agent in first]
 
     @model_validator(mode="after")
     def _consistent(self) -> "EnvSpec":
@@ -119,6 +140,7 @@ class Step:
     agent_reward: Tensor | None  # [E, N] float; sums to team_reward
     terminated: Tensor  # [E] bool: the task is over, the future is worth nothing
     truncated: Tensor  # [E] bool: time ran out, the future would go on
+    won: Tensor | None = None  # [E] bool: the episode ended in victory, in tasks that can be won
 
     @property
     def done(self) -> Tensor:
@@ -151,6 +173,7 @@ class Environment(ABC):
         self.close()
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Something that acts for all agents of all copies."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from offmarl.envs.base import Environment, EnvSpec, Frame, Step
-from offmarl.envs.pettingzoo_worker import Arrays, Description, Source, serve
+from offmarl.envs.pettingzoo_worker import Arrays, Description, Opens, serve
 from offmarl.errors import OffmarlError, UsageError
 from offmarl.streams import stream_seed
 
@@ -27,7 +27,7 @@ BackgroundPolicy = Callable[[Tensor, Tensor | None], Tensor]  # obs [E, P, O], l
 class Workers:
     """Processes that hold copies of an environment, spoken to one request at a time."""
 
-    def __init__(self, source: Source, num_envs: int, processes: int | None):
+    def __init__(self, source: Opens, num_envs: int, processes: int | None):
         processes = min(num_envs, processes or os.cpu_count() or 1)
         bounds = np.linspace(0, num_envs, processes + 1).round().astype(int)
         self.chunks = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
@@ -110,8 +110,10 @@ class PettingZooEnvironment(Environment):
         self._widths = description.obs_dims
         self._action_dim = max(description.action_dims)
         self._generator = generator
-        positions = [{"position_x", "position_y"} <= set(names) for names in spec.obs_names]
-        self._position = [names.index("position_x") for names in spec.obs_names] if all(positions) else None
+        self._position = None
+        if all({"position_x", "position_y"} <= set(names) for names in spec.obs_names):
+            self._position = [[names.index(f"position_{axis}") for axis in "xy"] for names in spec.obs_names]
+        self._winnable = description.winnable
         self._seen: Arrays | None = None  # of all agents, for the background's next action
         workers.ask("start", [list(spec.agents)] * len(workers.chunks))
 
@@ -138,7 +140,8 @@ class PettingZooEnvironment(Environment):
         joint = self._joint(action)
         answers = self._workers.ask("step", [joint[chunk] for chunk in self._workers.chunks])
         self._seen = _join([answer["frame"] for answer in answers])
-        flat = _join([{name: a[name] for name in ("reward", "terminated", "truncated")} for a in answers])
+        told = ("reward", "terminated", "truncated", "won")
+        flat = _join([{name: answer[name] for name in told} for answer in answers])
         successor = self._frame(_join([answer["successor"] for answer in answers]))
         ended = flat["terminated"] | flat["truncated"]
         agent_reward = self._tensor(flat["reward"][:, self._learning])
@@ -149,7 +152,16 @@ class PettingZooEnvironment(Environment):
             agent_reward=agent_reward,
             terminated=torch.from_numpy(flat["terminated"]).to(self.device),
             truncated=torch.from_numpy(flat["truncated"]).to(self.device),
+            won=torch.from_numpy(flat["won"]).to(self.device) if self._winnable else None,
         )
+
+    def picture(self) -> np.ndarray | None:
+        """What the first copy draws of itself now, [H, W, 3] uint8.
+
+        None where it cannot: most need the option `render_mode` "rgb_array".
+        """
+        picture: np.ndarray | None = self._workers.ask("picture", [0] * len(self._workers.chunks))[0]
+        return picture
 
     def close(self) -> None:
         """Stop the workers."""
@@ -183,7 +195,7 @@ class PettingZooEnvironment(Environment):
         legal, state = seen.get("legal"), seen.get("state")
         position = None
         if self._position is not None:
-            position = torch.stack([obs[:, i, k : k + 2] for i, k in enumerate(self._position)], 1)
+            position = torch.stack([obs[:, i, columns] for i, columns in enumerate(self._position)], 1)
         width = self.spec.action_dim
         return Frame(
             obs=obs,

@@ -6,7 +6,7 @@ Shapes: E copies, P background agents, O observation, K choices.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,37 @@ def make_pettingzoo(
     a .safetensors file}), `horizon` (truncate there) and `state` (use the environment's global state).
     """
     build = _Mpe2Build(env_id, options) if module is None else _ModuleBuild(env_id, module, options)
+    return start(build, num_envs, device, dtype, opponent, processes)
+
+
+class Build(Protocol):
+    """How an environment in worker processes is made, described and given its background."""
+
+    source: Source
+
+    def spec(self, description: Description) -> EnvSpec:
+        """The spec of what a worker described."""
+
+    def background(
+        self,
+        description: Description,
+        spec: EnvSpec,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        opponent: Opponent | None,
+    ) -> dict[str, BackgroundPolicy]:
+        """The policies of the agents that do not learn."""
+
+
+def start(
+    build: Build,
+    num_envs: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    opponent: Opponent | None,
+    processes: int | None,
+) -> PettingZooEnvironment:
+    """Start the workers of `build`, and the environment in front of them."""
     workers = Workers(build.source, num_envs, processes)
     try:
         description: Description = workers.ask("describe")[0]
@@ -71,7 +102,7 @@ class _Mpe2Build:
         prefix = self._task.prey_prefix if getattr(self._options, "background", None) == "prey" else None
         background = [agent for agent in description.agents if prefix and agent.startswith(prefix)]
         names = dict(zip(description.agents, self._task.obs_names(self._options), strict=True))
-        return _spec(
+        return describe_environment(
             self.id,
             "pettingzoo",
             asdict(self._options),
@@ -140,7 +171,9 @@ class _ModuleBuild:
         background = [a for a in description.agents if any(a.startswith(prefix) for prefix in self._roles)]
         if len(background) == len(description.agents):
             raise UsageError("option background: no agent is left to learn")
-        return _spec(self.id, f"pettingzoo:{self._module}", self._options, description, background)
+        return describe_environment(
+            self.id, f"pettingzoo:{self._module}", self._options, description, background
+        )
 
     def background(
         self,
@@ -197,7 +230,7 @@ def _generic_policy(
     return choose
 
 
-def _spec(
+def describe_environment(
     env_id: str,
     backend: str,
     options: Mapping[str, Any],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,29 @@ class Source:
     horizon: int | None = None  # truncate here, whatever the environment does
     forces: bool = False  # mpe2 only: actions are 2-D forces, to be turned into presses of its buttons
     with_state: bool = False
+    exact_ends: bool = False  # the environment never calls it termination when time runs out
+    packages: tuple[str, ...] = ()  # whose versions are recorded, instead of PettingZoo's and the module's
+    called: str = ""  # in messages, where it is not the module that the reader knows it by
+
+    @property
+    def title(self) -> str:
+        """What to call it in messages."""
+        return self.called or self.module
+
+    def open(self, first: int, count: int) -> "Copies":
+        """Make the copies of one worker."""
+        return Copies(self, count)
+
+
+class Opens(Protocol):
+    """What a worker is started with: makes the copies numbered from `first`, whose methods are then asked for."""
+
+    @property
+    def title(self) -> str:
+        """What to call it in messages."""
+
+    def open(self, first: int, count: int) -> Any:
+        """Make `count` copies, with an attribute `description` and a method `close`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,8 @@ class Description:
     discrete: bool
     horizon: int
     state_dim: int
+    winnable: bool  # agents' infos say whether the episode was `won`
+    names: dict[str, list[Any]]  # what numbers and choices are called, where the environment says
     versions: dict[str, str]
 
 
@@ -97,14 +122,14 @@ class Copies:
         horizon = self._source.horizon or getattr(env.unwrapped, "max_cycles", None)
         if not isinstance(horizon, int) or horizon < 1:
             raise UsageError(
-                f"{self._source.module} does not say after how many steps an episode ends: "
+                f"{self._source.title} does not say after how many steps an episode ends: "
                 "--set env.horizon=25 cuts them there"
             )
         state_dim = 0
         if self._source.with_state:
             space = getattr(env, "state_space", None)
             if space is None:
-                raise UsageError(f"{self._source.module} has no state_space: leave out the option state=true")
+                raise UsageError(f"{self._source.title} has no state_space: leave out the option state=true")
             state_dim = int(spaces.flatdim(space))
         return Description(
             agents=tuple(self._agents),
@@ -113,7 +138,9 @@ class Copies:
             discrete=kinds == {spaces.Discrete},
             horizon=horizon,
             state_dim=state_dim,
-            versions=_versions(self._source.module),
+            winnable=bool(getattr(env.unwrapped, "winnable", False)),
+            names=getattr(env.unwrapped, "names", {}),
+            versions=_versions(self._source.packages or ("pettingzoo", self._source.module)),
         )
 
     def start(self, learning: list[str]) -> None:
@@ -132,19 +159,25 @@ class Copies:
         native = {agent: self._native(agent, actions[:, k]) for k, agent in enumerate(self._agents)}
         for copy in range(len(actions)):
             joint = {agent: native[agent][copy] for agent in self._envs[copy].agents}
-            successor, reward, terminated, truncated = self._advance(copy, joint)
+            successor, reward, terminated, truncated, victory = self._advance(copy, joint)
             ended = terminated or truncated
             successors.append(successor)
             frames.append(self._begin(copy) if ended else successor)
             rewards.append(reward)
-            ends.append((terminated, truncated))
+            ends.append((terminated, truncated, victory))
         return {
             "successor": self._stack(successors),
             "frame": self._stack(frames),
             "reward": np.stack(rewards),
-            "terminated": np.array([terminated for terminated, _ in ends]),
-            "truncated": np.array([truncated for _, truncated in ends]),
+            "terminated": np.array([terminated for terminated, _, _ in ends]),
+            "truncated": np.array([truncated for _, truncated, _ in ends]),
+            "won": np.array([victory for _, _, victory in ends]),
         }
+
+    def picture(self, copy: int) -> NDArray[Any] | None:
+        """What a copy draws of itself, [H, W, 3] uint8; None where it cannot."""
+        drawn = self._envs[copy].render()
+        return np.asarray(drawn, np.uint8) if isinstance(drawn, np.ndarray) and drawn.ndim == 3 else None
 
     def close(self) -> None:
         """Release the simulators."""
@@ -159,7 +192,7 @@ class Copies:
         observations, infos = env.reset(seed=int(drawn[0] >> 1))
         return self._snapshot(copy, observations, infos, set(env.agents))
 
-    def _advance(self, copy: int, joint: dict[str, Any]) -> tuple[Arrays, NDArray[Any], bool, bool]:
+    def _advance(self, copy: int, joint: dict[str, Any]) -> tuple[Arrays, NDArray[Any], bool, bool, bool]:
         env = self._envs[copy]
         acting = list(joint)
         observations, rewards, terminations, truncations, infos = env.step(joint)
@@ -167,14 +200,15 @@ class Copies:
 
         left = {agent for agent in env.agents if not (terminations.get(agent) or truncations.get(agent))}
         over = not (left & self._learning)
-        out_of_time = self._steps[copy] >= self.description.horizon
+        out_of_time = self._steps[copy] >= self.description.horizon and not self._source.exact_ends
         cut = out_of_time or any(truncations.get(agent, False) for agent in acting if agent in self._learning)
         truncated = cut and (over or out_of_time)
         terminated = over and not truncated
         # Who leaves in the last step still has its final observation; who left earlier is dead.
         alive = set(acting) if terminated else left | {a for a in acting if truncations.get(a, False)}
         reward = np.array([float(rewards.get(agent, 0.0)) for agent in self._agents], np.float32)
-        return self._snapshot(copy, observations, infos, alive), reward, terminated, truncated
+        won = any(infos.get(agent, {}).get("won", False) for agent in self._learning)
+        return self._snapshot(copy, observations, infos, alive), reward, terminated, truncated, won
 
     def _native(self, agent: str, action: NDArray[Any]) -> NDArray[Any]:
         """The agent's actions in all copies, in the environment's own convention."""
@@ -203,9 +237,10 @@ class Copies:
         for k, agent in enumerate(self._agents):
             if agent not in alive or agent not in observations:
                 continue
-            living[k] = True
+            info = infos.get(agent, {})
+            living[k] = info.get("alive", True)  # the dead may stay, with nothing to do
             seen = observations[agent]
-            mask = infos.get(agent, {}).get("action_mask")
+            mask = info.get("action_mask")
             if isinstance(seen, dict) and "observation" in seen:
                 mask = seen.get("action_mask", mask)
                 seen = seen["observation"]
@@ -224,7 +259,7 @@ class Copies:
         return {name: np.stack([snapshot[name] for snapshot in snapshots]) for name in snapshots[0]}
 
 
-def serve(connection: Connection, source: Source, first: int, count: int) -> None:
+def serve(connection: Connection, source: Opens, first: int, count: int) -> None:
     """Answer the parent's requests until it says `close` or is gone. Copies are numbered from `first`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     copies = None
@@ -235,11 +270,11 @@ def serve(connection: Connection, source: Source, first: int, count: int) -> Non
                 break
             try:
                 if copies is None:
-                    copies = Copies(source, count)
+                    copies = source.open(first, count)
                 answer = copies.description if request == "describe" else getattr(copies, request)(*arguments)
             except Exception as error:  # whatever a third-party simulator raises is the reader's to see
                 which = f"copies {first}..{first + count - 1}"
-                text = f"{type(error).__name__}: {error} (in {request}, {which} of {source.module})"
+                text = f"{type(error).__name__}: {error} (in {request}, {which} of {source.title})"
                 wrong_use = isinstance(error, UsageError)
                 connection.send(
                     ("failed", str(error) if wrong_use else text, wrong_use, traceback.format_exc())
@@ -272,9 +307,10 @@ def _flat(space: Any, value: Any) -> NDArray[Any]:
     return np.asarray(spaces.flatten(space, value), np.float32)
 
 
-def _versions(module: str) -> dict[str, str]:
-    """Versions of PettingZoo and of the package that the module belongs to."""
-    names = {"pettingzoo", *packages_distributions().get(module.partition(".")[0], [])}
+def _versions(modules: tuple[str, ...]) -> dict[str, str]:
+    """Versions of the packages that the modules belong to."""
+    distributions = packages_distributions()
+    names = {name for module in modules for name in distributions.get(module.partition(".")[0], [])}
     versions = {}
     for name in sorted(names):
         try:

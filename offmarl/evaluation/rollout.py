@@ -22,6 +22,7 @@ class EpisodeReturns:
     agent: Tensor | None  # [E, N] sum of each agent's own reward, where the environment tells it
     length: Tensor  # [E] steps
     n_agents: int
+    won: Tensor | None = None  # [E] bool: the episode was won, in tasks that can be won
 
     @property
     def mean_agent(self) -> Tensor:
@@ -46,6 +47,7 @@ def rollout(
     team = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)  # [E]
     agent = torch.zeros(env.num_envs, env.spec.n_agents, dtype=torch.float64, device=env.device)  # [E, N]
     length = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)  # [E]
+    won: Tensor | None = None  # [E]
     policy.begin(running, generator)
     while running.any():
         step = env.step(policy.act(frame, generator))
@@ -53,10 +55,13 @@ def rollout(
         if step.agent_reward is not None:
             agent += step.agent_reward * running.unsqueeze(1)
         length += running
+        if step.won is not None:
+            victory = step.won & running
+            won = victory if won is None else won | victory
         running &= ~step.done
         frame = step.frame
         if step.done.any():
             policy.begin(step.done, generator)
         if on_step is not None:
             on_step()
-    return EpisodeReturns(team, agent if env.spec.has_agent_reward else None, length, env.spec.n_agents)
+    return EpisodeReturns(team, agent if env.spec.has_agent_reward else None, length, env.spec.n_agents, won)

@@ -47,6 +47,9 @@ class Evaluation:
     behaviour_return: float | None
     behaviour_normalised: float | None
     references: dict[str, float] | None  # what is normalised against
+    win_rate: tuple[float, ...] | None = (
+        None  # share of episodes won, of each seed; None where nothing can be won
+    )
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and evaluation.json."""
@@ -68,7 +71,12 @@ class EvaluationReport:
 
     def columns(self) -> list[str]:
         """Header of the table."""
-        return ["learner", "rewards", "return [95 % CI]", "score", "agreement", "seeds"]
+        won = ["won"] if self._winnable else []
+        return ["learner", "rewards", "return [95 % CI]", "score", *won, "agreement", "seeds"]
+
+    @property
+    def _winnable(self) -> bool:
+        return any(evaluation.win_rate is not None for evaluation in self.evaluations)
 
     def rows(self) -> list[list[str]]:
         """The behaviour of each dataset, then the runs, best first."""
@@ -77,8 +85,9 @@ class EvaluationReport:
             here = [evaluation for evaluation in self.evaluations if evaluation.dataset == dataset]
             if here[0].behaviour_return is not None:
                 normalised = here[0].behaviour_normalised
+                blank = [""] * (len(self.columns()) - 4)
                 rows.append(
-                    ["(behaviour)", "", f"{here[0].behaviour_return:.1f}", _number(normalised), "", ""]
+                    ["(behaviour)", "", f"{here[0].behaviour_return:.1f}", _number(normalised), *blank]
                 )
             for evaluation in sorted(here, key=lambda one: one.interval.mean, reverse=True):
                 agreement = evaluation.agreement or {}
@@ -88,6 +97,7 @@ class EvaluationReport:
                         evaluation.rewards,
                         evaluation.interval.text(),
                         _number(evaluation.normalised),
+                        *([_percent(evaluation.win_rate)] if self._winnable else []),
                         _number(agreement.get("pearson"), 3),
                         str(len(evaluation.seeds)),
                     ]
@@ -114,6 +124,10 @@ class EvaluationReport:
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {"runs": [evaluation.to_json() for evaluation in self.evaluations]}
+
+
+def _percent(per_seed: Sequence[float] | None) -> str:
+    return "-" if per_seed is None else f"{sum(per_seed) / len(per_seed):.0%}"
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -178,6 +192,7 @@ def evaluate_run(
 
             returns = rollout(env, policy, seed, on_step)
     by_seed = returns.mean_agent.view(seeds, episodes)  # [S, episodes]
+    won = None if returns.won is None else returns.won.view(seeds, episodes).double().mean(1)  # [S]
     per_seed = by_seed.mean(1).tolist()
     interval = (
         bootstrap_interval(per_seed, "seeds")
@@ -215,6 +230,7 @@ def evaluate_run(
         behaviour_return=behaviour,
         behaviour_normalised=None if behaviour is None else normalised_score(behaviour, references),
         references=references,
+        win_rate=None if won is None else tuple(won.tolist()),
     )
 
 
