@@ -166,6 +166,7 @@ def data_download(
         str | None, typer.Argument(metavar="[NAME]", help="As the list shows it, which appears without one.")
     ] = None,
     name: Name = None,
+    env: Annotated[str | None, typer.Option(help="Task, if not the one in the name.")] = None,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -179,6 +180,7 @@ def data_download(
             find_published(wanted),
             terminal,
             name=name,
+            env=env,
             out=out,
             overwrite=overwrite,
             command=command_line(),

@@ -4,7 +4,8 @@ A file is written once, in full, from a known number of rows. It is never reopen
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from offmarl.data.schema import FORMAT, SCHEMA_VERSION, StoredArray
 from offmarl.errors import DataError
 
 CHUNK_BYTES = 1 << 20
+COMPRESSED_ROWS = 2_048  # per chunk of one column
 EPISODE_GROUP = "episode"  # annotations, one entry an episode
 EPISODE_START = "episode_start"
 WAVES = "waves"  # root attribute of a part: whole waves of a collection in it
@@ -86,10 +88,41 @@ class _GuardedFile:
         self._file.close()
 
 
+def _one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The part of a row that one column of an array has."""
+    return (1, *shape[2:]) if len(shape) > 1 else ()
+
+
 def unwritable(folder: Path, error: OSError) -> DataError:
     """Say that `folder` could not be written, and what to do."""
     reason = error.strerror or str(error)
     return DataError(f"cannot write {folder}: {reason}; what was finished before is kept and can be resumed")
+
+
+@contextmanager
+def created(path: Path) -> Iterator[h5py.File]:
+    """Open a new file, to be filled in the block and synced at its end; on failure nothing stays at `path`.
+
+    Files are readable by HDF5 1.10 and later; their bytes depend on the contents only (no time stamps). Raises
+    `OSError` naming `path` for a full disk, at the end of the block.
+    """
+    guarded = _GuardedFile(path)
+    complete = False
+    try:
+        with h5py.File(guarded, "w", libver=("v110", "v110")) as file:
+            yield file
+        if guarded.error is None:
+            guarded.sync()
+            complete = True
+    except OSError as error:
+        guarded.error = guarded.error or error
+    finally:
+        guarded.close()
+        if not complete:
+            path.unlink(missing_ok=True)
+    if guarded.error is not None:
+        guarded.error.filename = guarded.error.filename or str(path)
+        raise guarded.error
 
 
 Block = Callable[[str, int, int], np.ndarray]
@@ -102,18 +135,20 @@ def write_file(
     episode_start: np.ndarray,
     annotations: Mapping[str, np.ndarray],
     waves: int = 0,
+    compressed: bool = False,
 ) -> None:
     """Write a whole data file to `path` and sync it; on failure nothing stays there.
 
     `block(name, first, last)` gives rows first..last of an array; rows are asked for in order.
-    `episode_start` is [E + 1] int64, `annotations` are [E, ...] each. Raises `DataError` for a full disk.
+    `episode_start` is [E + 1] int64, `annotations` are [E, ...] each. A `compressed` file is gzipped column by column:
+    what a unit does from step to step repeats itself, what many do at once does not. Raises `DataError` for a full
+    disk.
     """
     rows = int(episode_start[-1])
-    step = chunk_rows(arrays)
-    guarded = _GuardedFile(path)
+    step = COMPRESSED_ROWS if compressed else chunk_rows(arrays)
+    filters: dict[str, Any] = {"compression": "gzip", "shuffle": True} if compressed else {}
     try:
-        # Files are readable by HDF5 1.10 and later; the bytes depend on the contents only (no time stamps).
-        with h5py.File(guarded, "w", libver=("v110", "v110")) as file:
+        with created(path) as file:
             file.attrs["format"] = FORMAT
             file.attrs["schema_version"] = SCHEMA_VERSION
             file.attrs[WAVES] = waves
@@ -126,26 +161,18 @@ def write_file(
                     name,
                     shape=array.shape,
                     dtype=array.dtype,
-                    chunks=(max(1, min(step, rows)), *array.shape[1:]),
+                    chunks=(max(1, min(step, rows)), *(_one(array.shape) if compressed else array.shape[1:])),
                     fletcher32=True,
+                    **filters,
                 )
                 for name, array in arrays.items()
             }
             for first in range(0, rows, step):
                 last = min(first + step, rows)
                 for name, dataset in datasets.items():
-                    if guarded.error is None:
-                        dataset[first:last] = block(name, first, last)
-        if guarded.error is None:
-            guarded.sync()
+                    dataset[first:last] = block(name, first, last)
     except OSError as error:
-        guarded.error = guarded.error or error
-    finally:
-        guarded.close()
-        if guarded.error is not None:
-            path.unlink(missing_ok=True)
-    if guarded.error is not None:
-        raise unwritable(path.parent, guarded.error) from guarded.error
+        raise unwritable(path.parent, error) from error
 
 
 def open_file(path: Path) -> h5py.File:
