@@ -1,8 +1,7 @@
 """StarCraft II battles: SMAC (Samvelyan et al. 2019) and SMACv2 (Ellis et al. 2023), by the package smacv2.
 
-The team fights the game's own computer player. Every ally is paid the team's reward, of which the environment
-does not tell who earned it; the team's reward is the sum of what its members are paid, so that the mean over the
-agents is the return that papers report. Copies run in worker processes, one game each.
+The team fights the game's own computer player. The environment does not tell who earned the team's reward, which is
+the one that papers report. Copies run in worker processes, one game each.
 """
 
 import re

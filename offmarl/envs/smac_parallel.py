@@ -115,7 +115,7 @@ class Battle:
         return self._seen
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-        """Advance by one joint choice; everybody is paid the team's reward."""
+        """Advance by one joint choice; everybody gets an equal share of the team's reward."""
         reward, over, info = self._env.step([int(actions[agent]) for agent in self.possible_agents])
         # Without a word about the battle the game broke down and was restarted: time was cut, nothing was decided,
         # and there is nothing to see, so that the last sight is also the final one.
@@ -129,7 +129,7 @@ class Battle:
         agents, self.agents = self.agents, [] if over else self.agents
         return (
             observations,
-            dict.fromkeys(agents, float(reward)),
+            dict.fromkeys(agents, float(reward) / len(agents)),
             dict.fromkeys(agents, bool(over) and not cut),
             dict.fromkeys(agents, cut),
             infos,

@@ -1,10 +1,9 @@
 """SMAX: the StarCraft-like battles of Rutherford et al. (2023, JaxMARL), many at once.
 
-The team fights an enemy that follows jaxmarl's heuristic, until one side is gone or time is up. As in jaxmarl
-every ally is paid the share of the enemy's health that the team took away in the step, and 1 for victory; the
-team's reward is the sum of what its members are paid. The truth about who earned it, `agent_reward`: an ally
-earns what its own hits took, and whatever nobody's hits took (an enemy that ran into a wall) or that is not
-about hits (victory) belongs to all alike.
+The team fights an enemy that follows jaxmarl's heuristic, until one side is gone or time is up. The team's reward
+is what jaxmarl pays: the share of the enemy's health that was taken away in the step, and 1 for victory. The truth
+about who earned it, `agent_reward`: an ally earns what its own hits took, and whatever nobody's hits took (an enemy
+that ran into a wall) or that is not about hits (victory) belongs to all alike.
 
 Shapes: E copies, N allies, M enemies, U = N + M units, O observation, K choices, D state.
 """
@@ -121,8 +120,8 @@ class SmaxEnvironment(Environment):
         return Step(
             frame=frame,
             successor=successor,
-            team_reward=self.spec.n_agents * paid,
-            agent_reward=self.spec.n_agents * damage + (paid - damage.sum(1)).unsqueeze(1),
+            team_reward=paid,
+            agent_reward=damage + (paid - damage.sum(1)).unsqueeze(1) / self.spec.n_agents,
             terminated=terminated,
             truncated=self._tensor(outcome.done) & ~terminated,
             won=self._tensor(outcome.won),
