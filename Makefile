@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[dev,d3rlpy,onnx]"
+	$(INSTALL) ".[dev,d3rlpy,onnx,smax,foraging,warehouse,magent,minari,vault]"
 	touch $@ $(INSTALLED)
 
 quickstart: $(INSTALLED)

@@ -41,8 +41,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(credit_app, name="credit")
-app.command()(report)
-app.command()(watch)
 
 STOPPED = 130  # exit code after Ctrl-C
 TORCH_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # on the CPU; on a GPU
@@ -372,6 +370,10 @@ def bench(
     terminal.line(f"{report.count('done')} of {len(report.results)} cells are measured, in {folder}")
     if report.failures and not dry_run:
         raise typer.Exit(1)
+
+
+app.command()(report)
+app.command()(watch)
 
 
 @app.command()

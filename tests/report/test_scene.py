@@ -125,3 +125,21 @@ def test_stored_positions_give_the_same_scene(random_dataset):
         )
     assert [body.name for body in scene.bodies][3:] == ["landmark_0", "landmark_1", "agent_0"]
     assert np.ptp(scene.position[:, 3:5], axis=0).max() < 1e-5  # obstacles do not move
+
+
+def test_agents_of_a_state_alone_are_found_in_it():
+    units = ("red_0", "red_1", "blue_0")
+    names = tuple(f"{unit}.{quantity}" for quantity in ("x", "y", "health") for unit in units)
+    spec = battle(agents=units[:2], groups=(units[:2],), background=units[2:], state_names=names)
+    state = np.array([[1, 2, 3, 4, 5, 6, 1, 1, 1], [2, 3, 4, 5, 6, 7, 1, 0, 1]], float)
+    scene = scene_of(spec, None, None, state)
+    assert [(body.name, body.kind) for body in scene.bodies] == [
+        ("red_0", "agent"),
+        ("red_1", "agent"),
+        ("blue_0", "enemy"),
+    ]
+    np.testing.assert_allclose(scene.position[0], [[1, 4], [2, 5], [3, 6]])
+    np.testing.assert_allclose(scene.position[1], [[2, 5], [np.nan, np.nan], [4, 7]])  # red_1 died
+    assert scene_of(spec, None, None, None) is None
+    elsewhere = battle(state_names=("red_0.health",))
+    assert scene_of(elsewhere, None, None, np.ones((2, 1))) is None

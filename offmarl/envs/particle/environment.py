@@ -72,11 +72,11 @@ class ParticleEnvironment(Environment):
 
     def entity_positions(self) -> Tensor:
         """Where every entity is now, [E, M, 2]: a copy."""
-        return self.task.world.position.permute(2, 0, 1).contiguous()
+        return self.task.world.position.permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
 
     def entity_velocities(self) -> Tensor:
         """How fast every mover is now, [E, V, 2]: a copy."""
-        return self.task.world.velocity.permute(2, 0, 1).contiguous()
+        return self.task.world.velocity.permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
 
     def reset(self, seed: int) -> Frame:
         """Start a new episode in every copy; the same seed gives the same episodes."""
@@ -155,7 +155,10 @@ class ParticleEnvironment(Environment):
         legal = None
         if self.spec.discrete:
             legal = torch.ones(self.num_envs, agents, len(BUTTONS), dtype=torch.bool, device=self.device)
-        position = world.position[self._learning].permute(2, 0, 1).contiguous()
+        # Of a single copy `contiguous` would be a view that moves with the world.
+        position = (
+            world.position[self._learning].permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
+        )
         return Frame(obs=obs.view(-1, agents, width), legal=legal, position=position)
 
     def _control(self, action: Tensor) -> Tensor:
