@@ -15,6 +15,7 @@ from report import Row, parser_of, print_rows, row_of_rates
 COPIES = 1024
 ADAPTER_COPIES = 64
 BATTLES = 512
+MAPS = 8
 
 
 def rate(step: Callable[[], None], steps_a_call: int, seconds: float) -> float:
@@ -147,6 +148,38 @@ def jaxmarl_batched(scenario: str, seconds: float) -> float:
     return rate(spell, len(actions) * BATTLES, seconds)
 
 
+def maps(seconds: float, workers: int) -> float:
+    """MAgent's battle of 64 against 64, both sides random: every unit's view, minimap and features, and the state."""
+    from offmarl.envs.registry import make
+
+    with make("magent_battle", MAPS, options={"background": "none"}, workers=workers) as env:
+        generator = torch.Generator().manual_seed(0)
+        actions = torch.randint(env.spec.action_dim, (25, MAPS, env.spec.n_agents), generator=generator)
+        env.reset(0)
+
+        def spell() -> None:
+            for action in actions:
+                env.step(action)
+
+        return rate(spell, 25 * MAPS, seconds)
+
+
+def magent2_loop(seconds: float) -> float:
+    """The same by magent2's PettingZoo layer, one map."""
+    from magent2.environments import battle_v4
+
+    env = battle_v4.parallel_env(map_size=40, minimap_mode=True, extra_features=True)
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 21, (25, len(env.possible_agents)))
+
+    def spell() -> None:
+        env.reset()
+        for row in table:
+            env.step(dict(zip(env.possible_agents, row, strict=True)))
+
+    return rate(spell, len(table), seconds)
+
+
 def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
@@ -182,6 +215,13 @@ def main() -> None:
         name = f"smax_{scenario} with a network policy, {BATTLES} copies, against jaxmarl"
         compare(f"{name} one copy at a time", ours, jaxmarl_loop(scenario, arguments.seconds))
         compare(f"{name} by vmap without a policy", ours, jaxmarl_batched(scenario, arguments.seconds))
+
+    if find_spec("magent2"):
+        loop = magent2_loop(arguments.seconds)
+        for workers in (1, 2):
+            processes = "1 process" if workers == 1 else f"{workers} processes"
+            name = f"magent_battle 64 v 64, {MAPS} copies in {processes}, against magent2's PettingZoo layer"
+            compare(name, maps(arguments.seconds, workers), loop)
 
     print_rows(rows, arguments.json)
 

@@ -6,10 +6,12 @@ policy = load_policy("exported")
 action = policy(obs)
 ```
 
-Shapes: B frames, N agents, O observation (zero-padded to the widest agent's), A action dimensions or choices.
+A policy with a memory (a `RecurrentPolicy`) starts an episode with `memory = policy.begin(frames)` and goes on with
+`action, memory = policy(obs, legal, memory)`.
+
+Shapes: B frames, N agents, O observation (zero-padded to the widest agent's), A action dimensions or choices, H memory.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from offmarl.errors import DataError
+from offmarl.stored_json import read_object
 
 FORMAT = "offmarl policy 1"
 ABOUT = "policy.json"
@@ -36,20 +39,23 @@ class Policy(nn.Module):
     layer k from 0 `k.weight` [N, inputs, outputs] and `k.bias` [N, outputs].
     """
 
+    others: tuple[str, ...] = ()  # layers beside the numbered ones
+
     def __init__(
         self, tensors: dict[str, Tensor], discrete: bool, about: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.discrete = discrete
         self.about = about or {}  # content of policy.json
-        self.layers = sum(name.endswith(".weight") for name in tensors)
+        self.layers = sum(name.endswith(".weight") for name in tensors) - len(self.others)
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor)
 
     def tensors(self) -> dict[str, Tensor]:
         """Give what the constructor took."""
         names = ["obs_mean", "obs_scale", "used"]
-        names += [f"{layer}.{part}" for layer in range(self.layers) for part in ("weight", "bias")]
+        layers = (*range(self.layers), *self.others)
+        names += [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
         return {name: self.get_buffer(name.replace(".", "_")) for name in names}
 
     def forward(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
@@ -59,19 +65,76 @@ class Policy(nn.Module):
         """
         if obs.dim() == 2:
             return self.forward(obs.unsqueeze(0), None if legal is None else legal.unsqueeze(0)).squeeze(0)
-        mean, scale = self.get_buffer("obs_mean"), self.get_buffer("obs_scale")
-        hidden = ((obs.to(mean.dtype) - mean) * scale).clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
-        hidden = hidden.transpose(0, 1)  # [N, B, O]
+        hidden = self.normalised(obs)
         for layer in range(self.layers):
-            weight, bias = self.get_buffer(f"{layer}_weight"), self.get_buffer(f"{layer}_bias")
-            hidden = torch.bmm(hidden, weight) + bias.unsqueeze(1)
+            hidden = self.linear(str(layer), hidden)
             if layer < self.layers - 1:
                 hidden = torch.relu(hidden)
-        output, used = hidden.transpose(0, 1), self.get_buffer("used")  # [B, N, A]
-        if not self.discrete:
-            return torch.tanh(output) * used
+        output = hidden.transpose(0, 1)  # [B, N, A]
+        return self.best(output, legal) if self.discrete else torch.tanh(output) * self.get_buffer("used")
+
+    def normalised(self, obs: Tensor) -> Tensor:
+        """[B, N, O] -> network input [N, B, O]."""
+        mean, scale = self.get_buffer("obs_mean"), self.get_buffer("obs_scale")
+        scaled = ((obs.to(mean.dtype) - mean) * scale).clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+        return scaled.transpose(0, 1)
+
+    def linear(self, name: str, rows: Tensor) -> Tensor:
+        """[N, B, inputs] -> [N, B, outputs]."""
+        return torch.bmm(rows, self.get_buffer(f"{name}_weight")) + self.get_buffer(f"{name}_bias").unsqueeze(
+            1
+        )
+
+    def best(self, scores: Tensor, legal: Tensor | None) -> Tensor:
+        """[B, N, A] -> the best of the allowed choices [B, N]."""
+        used = self.get_buffer("used")
         allowed = used if legal is None else used & legal
-        return output.masked_fill(~allowed, torch.finfo(output.dtype).min).argmax(-1)
+        return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).argmax(-1)
+
+
+class RecurrentPolicy(Policy):
+    """Greedy policies with a memory: ReLU layers, a gated recurrent unit, a linear layer.
+
+    `tensors` as of `Policy`, of the layers `0`, `1`, ... before the unit, its two, `input` and `memory` (gates: reset,
+    update, new), and `head`.
+    """
+
+    others = ("input", "memory", "head")
+
+    def begin(self, frames: int) -> Tensor:
+        """Give the memory [B, N, H] with which episodes begin."""
+        weight = self.get_buffer("memory_weight")  # [N, H, 3H]
+        return weight.new_zeros(frames, *weight.shape[:2])
+
+    def forward(  # type: ignore[override]
+        self, obs: Tensor, legal: Tensor | None, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[B, N, O], [B, N, A] bool (None: all), [B, N, H] -> choices [B, N] int64 and the next memory.
+
+        Without the leading axis of `obs` and of the others the answers have none either.
+        """
+        if obs.dim() == 2:
+            frame = None if legal is None else legal.unsqueeze(0)
+            action, memory = self.forward(obs.unsqueeze(0), frame, memory.unsqueeze(0))
+            return action.squeeze(0), memory.squeeze(0)
+        hidden, before = self.normalised(obs), memory.transpose(0, 1)  # [N, B, .]
+        for layer in range(self.layers):
+            hidden = torch.relu(self.linear(str(layer), hidden))
+        given, own = (
+            self.linear("input", hidden).chunk(3, dim=2),
+            self.linear("memory", before).chunk(3, dim=2),
+        )
+        reset, update = torch.sigmoid(given[0] + own[0]), torch.sigmoid(given[1] + own[1])
+        new = torch.tanh(given[2] + reset * own[2])
+        after = new + update * (before - new)
+        scores = self.linear("head", after).transpose(0, 1)
+        return self.best(scores, legal), after.transpose(0, 1)
+
+
+def policy_of(tensors: dict[str, Tensor], discrete: bool, about: dict[str, Any] | None = None) -> Policy:
+    """Build the kind of policy that `tensors` are of."""
+    kind = RecurrentPolicy if "memory.weight" in tensors else Policy
+    return kind(tensors, discrete, about)
 
 
 def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> Policy:
@@ -91,19 +154,13 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> Polic
     expected = {name: tuple(shape) for name, shape in about["tensors"].items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
         raise DataError(f"{path} does not hold the tensors that {ABOUT} lists: export again")
-    return Policy(tensors, about["action_type"] == "discrete", about).requires_grad_(False).eval()
+    return policy_of(tensors, about["action_type"] == "discrete", about).requires_grad_(False).eval()
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """Read policy.json. Raises `DataError` if there is none or it is something else."""
     path = folder / ABOUT
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} is no exported policy: it has no {ABOUT}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise DataError(f"{path} is no exported policy: its format is {found!r}")
+    about = read_object(path, "exported policy", "exported policy")
+    if about.get("format") != FORMAT:
+        raise DataError(f"{path} is no exported policy: its format is {about.get('format')!r}")
     return about

@@ -13,6 +13,11 @@ BARS = {
         "mpe_spread, 1,024 copies on one core, against a loop over mpe2": 100,
         "mpe_tag, 1,024 copies on one core, against a loop over mpe2": 100,
     },
+    "discrete": {
+        "qmix_cql, 32 episodes of 60 steps: against the plain loop, 1 threads": 2,
+        "cql, 1,024 steps, one network an agent: against d3rlpy's, 1 threads": 4,
+        "cql, 1,024 steps, one network for all: against d3rlpy's, 1 threads": 4,
+    },
     "data": {"load, against the raw bytes": 0.5, "batch of 1,024, against h5py fancy reads": 20},
 }
 

@@ -180,10 +180,10 @@ def _given_policy(name: str, spec: EnvSpec, device: str) -> Policy:
     if path.suffix == ".safetensors":
         policy, trained_on = load_policy_file(path, device)
     else:
-        from offmarl.training.run import SeedPolicy, find_run, load_policy
+        from offmarl.training.run import find_run, load_policy
 
         loaded = load_policy(find_run(name), device)
-        policy, trained_on = SeedPolicy(loaded), loaded.spec
+        policy, trained_on = loaded.of_seed(), loaded.spec
     for field in ("obs_names", "action_names", "action_type"):
         if getattr(trained_on, field) != getattr(spec, field):
             raise DataError(

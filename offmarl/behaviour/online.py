@@ -20,9 +20,11 @@ from offmarl.envs.base import Environment, EnvSpec, Frame, Step
 from offmarl.errors import OffmarlError, UsageError
 from offmarl.evaluation.rollout import rollout
 from offmarl.learners.base import Learner
+from offmarl.learners.mixers import MixerKind
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Progress
 from offmarl.streams import stream, stream_seed
+from offmarl.training.acting import LearnerPolicy
 from offmarl.training.memory import keep_freed_memory
 
 Count = Annotated[int, Field(ge=1)]
@@ -40,9 +42,10 @@ class OnlineConfig:
     noise: Annotated[float, Field(ge=0)] = (
         0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
     )
-    exploration: Annotated[float, Field(ge=0, le=1)] = (
-        0.1  # share of random choices where actions are discrete
-    )
+    # Share of random choices where actions are discrete: it falls from 1, in equal steps, to this. Data are collected
+    # with this too.
+    exploration: Annotated[float, Field(ge=0, le=1)] = 0.1
+    exploration_steps: Annotated[int, Field(ge=0)] = 0  # after the warm-up, until that is reached
     batch_rows: Count = 1_024  # agents' transitions in a batch, of all agents together
     capacity: Count = 1_000_000  # agents' transitions kept
     checkpoint_every: Count = 50  # learning jumps within 200 steps
@@ -55,6 +58,10 @@ class OnlineConfig:
     reward_sd: float = 0.3  # the standard deviation that rewards are scaled to
     action_penalty: float = 1e-3  # OMAR's code
     share: bool = True  # one network for all agents: learns faster a second than one for each
+    mixer: MixerKind | None = (
+        "qmix"  # of choices, where the team has a state or one reward; null: independent agents
+    )
+    normalise_observations: bool = False  # to the moments of the warm-up
 
     def check(self) -> None:
         """Raise `UsageError` for settings under which no policy would come out of training."""
@@ -75,38 +82,25 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-class GreedyLearner:
-    """A learner of one seed as a policy of E copies."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-
-    def begin(self, starting: Tensor, generator: torch.Generator) -> None:
-        """Nothing is remembered between steps."""
-
-    def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
-        """[E, N, A] float in [-1, 1], or [E, N] int64."""
-        legal = None if frame.legal is None else frame.legal.unsqueeze(0)
-        return self.learner.act(frame.obs.unsqueeze(0), legal).squeeze(0)
-
-    def annotations(self) -> dict[str, Tensor]:
-        """No hidden facts."""
-        return {}
-
-
 def behaviour_learner(spec: EnvSpec, config: OnlineConfig, seed: int, device: torch.device | str) -> Learner:
-    """TD3 for continuous actions, double Q-learning for discrete ones, agents of a task sharing a network."""
+    """TD3 for continuous actions, for choices QMIX or independent double Q-learning.
+
+    Agents of a task share a network.
+    """
     values = {
         "hidden": config.hidden,
         "learning_rate": config.learning_rate,
         "share": config.share,
         "gamma": config.gamma,
         "tau": config.tau,
-        "normalise_observations": False,  # there is no data to take moments from yet
+        "normalise_observations": config.normalise_observations,
         "reward_sd": config.reward_sd,
     }
     if spec.discrete:
-        return make_learner("cql", spec, values | {"alpha": 0.0}, [seed], device)
+        values |= {"alpha": 0.0, "trunk": "mlp"}
+        if config.mixer is None or not (spec.state_dim or spec.shared_reward):
+            return make_learner("cql", spec, values, [seed], device)
+        return make_learner("qmix_cql", spec, values | {"mixer": config.mixer}, [seed], device)
     values |= {
         "bc_weight": 0.0,
         "normalise_q": False,
@@ -135,8 +129,7 @@ def train_online(
     if device.type == "cpu":
         keep_freed_memory()
     learner = behaviour_learner(spec, config, seed, device)
-    greedy = GreedyLearner(learner)
-    explorer = NoisyPolicy(greedy, spec, config.exploration if spec.discrete else config.noise)
+    explorer = NoisyPolicy(LearnerPolicy(learner), spec, config.noise)
     uniform = RandomPolicy(spec)
     buffer = ReplayBuffer(spec, config.capacity // spec.n_agents, device)
     batch_size = max(config.batch_rows // spec.n_agents, 1)
@@ -149,6 +142,8 @@ def train_online(
     last = config.steps if until is None else until
     for count in range(1, last + 1):
         policy = uniform if count <= config.warm_up else explorer
+        if spec.discrete:
+            explorer.noise = exploration(count, config)
         action = policy.act(frame, acting)
         step = env.step(action)
         buffer.add(frame, action, step, individual_reward(step, spec))
@@ -160,7 +155,7 @@ def train_online(
         if count > config.warm_up:
             learner.update(buffer.sample(batch_size, sampling))
         if until is None and count % config.checkpoint_every == 0 and count > config.warm_up:
-            returns = rollout(evaluation_env, greedy, stream_seed(seed, "online", "evaluate"))
+            returns = rollout(evaluation_env, LearnerPolicy(learner), stream_seed(seed, "online", "evaluate"))
             score = float(returns.mean_agent.mean())
             if score != score:
                 raise OffmarlError(
@@ -171,6 +166,14 @@ def train_online(
         if progress is not None:
             progress(count, last)
     return checkpoints
+
+
+def exploration(count: int, config: OnlineConfig) -> float:
+    """Share of random choices at step `count`."""
+    past = max(count - config.warm_up, 0)
+    if past >= config.exploration_steps:
+        return config.exploration
+    return 1 - (1 - config.exploration) * past / config.exploration_steps
 
 
 def individual_reward(step: Step, spec: EnvSpec) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from offmarl import __version__
 from offmarl.atomic import write_json
 from offmarl.behaviour.checkpoint import load_policy_file, save_policy
-from offmarl.behaviour.online import Checkpoint, GreedyLearner, OnlineConfig, train_online
+from offmarl.behaviour.online import Checkpoint, OnlineConfig, train_online
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.data.catalog import policies_folder
 from offmarl.envs.base import Environment, EnvSpec, Policy
@@ -22,6 +22,7 @@ from offmarl.envs.registry import make
 from offmarl.evaluation.rollout import rollout
 from offmarl.reporter import Reporter
 from offmarl.streams import stream_seed
+from offmarl.training.acting import LearnerPolicy
 
 QUALITIES = ("random", "medium-replay", "medium", "expert", "scripted")
 TRAINED = ("medium-replay", "medium", "expert")
@@ -54,7 +55,7 @@ class TrainedBehaviour:
     medium_step: int
     expert_step: int
 
-    def policy(self, quality: str, device: str) -> GreedyLearner:
+    def policy(self, quality: str, device: str) -> LearnerPolicy:
         """The `medium` or `expert` policy."""
         return load_policy_file(self.folder / f"{quality}.safetensors", device)[0]
 

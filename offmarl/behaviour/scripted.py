@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from offmarl.envs.base import EnvSpec, Frame
+from offmarl.envs.base import EnvSpec, Frame, Policy
+from offmarl.envs.magent_charge import Charge
 from offmarl.errors import UsageError
 
 MOST_ORDERS = 720  # 6!: with more assignments than this each agent goes to its nearest landmark instead
 
 
-def scripted_policy(spec: EnvSpec) -> "ScriptedPolicy":
+def scripted_policy(spec: EnvSpec) -> Policy:
     """The scripted policy that fits the task. Raises `UsageError` where none does."""
+    if spec.rendered:
+        return Charge(spec)
     names = spec.obs_names[0]
     by_force = all(actions[:2] == ("force_x", "force_y") for actions in spec.action_names)
     if "velocity_x" in names and by_force:

@@ -1,4 +1,4 @@
-"""How long each task is trained online, where the defaults of `OnlineConfig` are not what it needs."""
+"""How each task is trained online, where the defaults of `OnlineConfig` are not what it needs."""
 
 from typing import Any
 
@@ -13,7 +13,23 @@ TUNED: dict[str, dict[str, Any]] = {
     "mpe_world": {"steps": 1_500, "num_envs": 32, "checkpoint_every": 250, "evaluation_episodes": 32},
 }
 
+# Battles, by QMIX. Measured on smax_3m (seed 0): 0.82 of the battles won at step 2,000, 0.92 at 6,000, two and a half
+# minutes of one core. With 128 copies, layers of 64 or observations as they are it takes longer to get there.
+BATTLES: dict[str, Any] = {
+    "steps": 6_000,
+    "checkpoint_every": 250,
+    "warm_up": 50,
+    "exploration": 0.05,  # PyMARL (Samvelyan et al. 2019)
+    "exploration_steps": 500,
+    "normalise_observations": True,
+    "hidden": (128, 128),
+    "learning_rate": 1e-3,
+    "gamma": 0.99,  # PyMARL
+    "batch_rows": 1_536,
+    "capacity": 300_000,  # rows are wide: 300 MB
+}
+
 
 def tuned(spec: EnvSpec) -> dict[str, Any]:
     """Settings measured for a task; empty where none were."""
-    return TUNED.get(spec.id, {})
+    return BATTLES if spec.id.startswith("smax_") else TUNED.get(spec.id, {})

@@ -1,7 +1,7 @@
 """The table of transitions that learners and decomposers work on: one contiguous float32 row a time step.
 
 Pure tensors, no files. Shapes: R rows, M transitions, S seeds, B batch, N agents, O observation, A action
-dimensions, K discrete choices, D state, W columns of the table.
+dimensions, K discrete choices, D state, T steps, W columns of the table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offmarl.data.episodes import EpisodeBatch
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError, UsageError, unknown_name
 
 # Columns that a batch also needs of the successor come first, so that one gather of W + V adjacent floats
 # brings a row and the part of the next row that matters.
-SUCCESSOR_COLUMNS = ("obs", "state", "action", "legal")
-OTHER_COLUMNS = ("reward", "team_reward", "terminated", "truncated", "done", "alive")
+SUCCESSOR_COLUMNS = ("obs", "state", "action", "legal", "alive")
+OTHER_COLUMNS = ("reward", "team_reward", "terminated", "truncated", "done")
 OPTIONAL_COLUMNS = ("state", "legal", "alive")
 STATISTICS_BLOCK = 8_192  # rows summed in float32 before their sum joins a float64 one
 
@@ -65,12 +66,12 @@ def column_shapes(spec: EnvSpec, optional: Sequence[str]) -> dict[str, tuple[int
         "state": (spec.state_dim,),
         "action": (n_agents,) if spec.discrete else (n_agents, spec.action_dim),
         "legal": (n_agents, spec.action_dim),
+        "alive": (n_agents,),
         "reward": (n_agents,),
         "team_reward": (),
         "terminated": (),
         "truncated": (),
         "done": (),
-        "alive": (n_agents,),
     }
     present = [
         name for name in SUCCESSOR_COLUMNS + OTHER_COLUMNS if name not in OPTIONAL_COLUMNS or name in optional
@@ -274,15 +275,44 @@ class Transitions:
         Seed k draws from its own generator only, so its batches do not depend on which seeds run beside it.
         Raises `UsageError` for a batch larger than the data.
         """
-        count = len(self)
+        index = self._draw(len(self), "transitions", batch_size, generators)
+        return self._gather(self.transition_rows.index_select(0, index), len(generators))
+
+    def sample_steps(self, batch_size: int, generators: Sequence[torch.Generator]) -> EpisodeBatch:
+        """Draw what `sample` draws of discrete data, as windows of one step: T = 1."""
+        index = self._draw(len(self), "transitions", batch_size, generators)
+        rows = self.transition_rows.index_select(0, index)
+        block, width = self._pairs(rows), self.row.shape[1]
+        across = block.shape[1]
+        valid = torch.ones(len(generators), batch_size, 1, device=self.device)
+        return self._windows(block, (batch_size * across, across, width), valid)
+
+    def sample_episodes(self, batch_size: int, generators: Sequence[torch.Generator]) -> EpisodeBatch:
+        """Draw `batch_size` whole episodes of discrete data for each seed, as `sample` draws transitions.
+
+        They are padded to the longest drawn, T its steps. Raises `UsageError` for a batch larger than the data.
+        """
+        index = self._draw(self.n_episodes, "episodes", batch_size, generators)
+        first, last = self.episode_start[index], self.episode_start[index + 1] - 1
+        length = (last - first).view(len(generators), batch_size)  # [S, B] steps
+        steps = int(length.max())
+        time = torch.arange(steps + 1, device=self.device)
+        rows = torch.minimum(first.unsqueeze(1) + time, last.unsqueeze(1))  # [S * B, T + 1]
+        # Steps before episodes, the order in which a recurrent network reads them.
+        rows = rows.view(len(generators), batch_size, -1).transpose(1, 2)
+        block, width = self.row.index_select(0, rows.reshape(-1)), self.row.shape[1]
+        valid = (time[:-1] < length.unsqueeze(2)).float()
+        return self._windows(block, (rows.shape[1] * batch_size * width, width, batch_size * width), valid)
+
+    def _draw(self, count: int, of: str, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw [S * B] numbers below `count`, each seed's from its own generator."""
         if batch_size > count:
-            raise UsageError(f"a batch of {batch_size} is larger than the data: {count} transitions")
+            raise UsageError(f"a batch of {batch_size} is larger than the data: {count} {of}")
         drawn = [
             torch.randint(count, (batch_size,), generator=generator, device=generator.device)
             for generator in generators
         ]
-        index = (torch.cat(drawn) if len(drawn) > 1 else drawn[0]).to(self.device)
-        return self._gather(self.transition_rows.index_select(0, index), len(drawn))
+        return (torch.cat(drawn) if len(drawn) > 1 else drawn[0]).to(self.device)
 
     def batch(self, rows: Tensor) -> Batch:
         """Gather the transitions that start at `rows` [S, B] int64, each one of `transition_rows`."""
@@ -290,13 +320,11 @@ class Transitions:
         return self._gather(rows.reshape(-1).to(self.device), len(rows))
 
     def _gather(self, rows: Tensor, seeds: int) -> Batch:
-        """Gather overlapping rows once, [S * B, W + V] V the successor's part; fields are views of it."""
-        count, width = self.row.shape
-        successor = max(self.columns[name].stop for name in SUCCESSOR_COLUMNS if name in self.columns)
-        pairs = self.row.as_strided((count - 1, width + successor), (width, 1), self.row.storage_offset())
-        block = pairs.index_select(0, rows)
+        """Make views of rows and of what matters of their successors."""
+        width, block = self.row.shape[1], self._pairs(rows)
+        across = block.shape[1]
         batch = len(rows) // seeds
-        leading = (batch * (width + successor), width + successor)
+        leading = (batch * across, across)
 
         def view(name: str, shift: int = 0) -> Tensor:
             shape = self._shapes[name]
@@ -320,6 +348,36 @@ class Transitions:
             legal=view("legal").bool() if has_legal else None,
             next_legal=view("legal", width).bool() if has_legal else None,
             alive=view("alive").bool() if "alive" in self.columns else None,
+        )
+
+    def _pairs(self, rows: Tensor) -> Tensor:
+        """Gather overlapping rows once, [rows, W + V] with V the part of the successor that a batch needs."""
+        count, width = self.row.shape
+        successor = max(self.columns[name].stop for name in SUCCESSOR_COLUMNS if name in self.columns)
+        pairs = self.row.as_strided((count - 1, width + successor), (width, 1), self.row.storage_offset())
+        return pairs.index_select(0, rows)
+
+    def _windows(self, block: Tensor, strides: tuple[int, int, int], valid: Tensor) -> EpisodeBatch:
+        """Make views of `block`, in which seeds, windows and steps lie `strides` floats apart."""
+        S, B, T = valid.shape
+
+        def view(name: str, steps: int) -> Tensor:
+            shape, offset = self._shapes[name], self.columns[name].start
+            return block.as_strided((S, B, steps, *shape), (*strides, *_strides(shape)), offset)
+
+        def optional(name: str) -> Tensor | None:
+            return view(name, T + 1) if name in self.columns else None
+
+        legal, alive = optional("legal"), optional("alive")
+        return EpisodeBatch(
+            obs=view("obs", T + 1),
+            action=view("action", T).long(),
+            reward=view("reward", T),
+            terminated=view("terminated", T),
+            valid=valid,
+            state=optional("state"),
+            legal=None if legal is None else legal.bool(),
+            alive=None if alive is None else alive.bool(),
         )
 
     @cached_property

@@ -6,17 +6,17 @@ Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choice
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from offmarl.data.table import Batch, Statistics, Transitions
+from offmarl.data.table import Statistics, Transitions
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError
-from offmarl.learners.networks import StackedMLP
-from offmarl.policy import OBSERVATION_LIMIT, Policy
+from offmarl.learners.networks import Network, StackedMLP
+from offmarl.policy import OBSERVATION_LIMIT, policy_of
 from offmarl.streams import stream
 
 Positive = Annotated[float, Field(gt=0)]
@@ -27,6 +27,10 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 Metrics = dict[str, Tensor]  # [S] each
+
+Unit = Literal["transitions", "episodes"]
+# What one batch holds for each seed unless asked otherwise: OMAR (Pan et al. 2022); PyMARL (Samvelyan et al. 2019).
+USUAL_BATCH: dict[Unit, int] = {"transitions": 1_024, "episodes": 32}
 
 
 @dataclass
@@ -82,6 +86,8 @@ class Learner(ABC):
 
     action_type: ClassVar[Literal["continuous", "discrete"]]
     config_class: ClassVar[type[LearnerConfig]]
+    batch_unit: Unit = "transitions"  # what a batch is counted in
+    memory_dim: int = 0  # what an agent carries from one step of acting to the next
 
     def __init__(
         self, spec: EnvSpec, config: LearnerConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
@@ -103,13 +109,30 @@ class Learner(ABC):
 
     # ---- what an algorithm defines
 
+    def sample(self, transitions: Transitions, batch_size: int, generators: Sequence[torch.Generator]) -> Any:
+        """Draw what `update` takes: `batch_size` of `batch_unit` for each seed, from its own generator.
+
+        Raises `UsageError` for a batch larger than the data.
+        """
+        return transitions.sample(batch_size, generators)
+
     @abstractmethod
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Any) -> Metrics:
         """One gradient step for all seeds and agents. Returns metrics [S] each (some only on some steps)."""
 
     @abstractmethod
     def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
-        """Greedy actions: [S, B, N, O] -> [S, B, N, A] in [-1, 1], or [S, B, N] int64 among `legal`."""
+        """Greedy actions: [S, B, N, O] -> [S, B, N, A] in [-1, 1], or [S, B, N] int64 among `legal`.
+
+        A learner with a memory takes each frame for the first of an episode; `step` is for going on.
+        """
+
+    def step(self, obs: Tensor, legal: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Act as `act` does, with what was remembered [S, B, N, H], and give what to remember next.
+
+        Zeros are the memory of nothing; H is `memory_dim`.
+        """
+        return self.act(obs, legal), memory
 
     def to_lower(self) -> dict[str, float]:
         """Name the settings that make training steadier when lowered, with their values."""
@@ -150,22 +173,24 @@ class Learner(ABC):
 
     @torch.no_grad()
     def exported(self, index: int) -> nn.Module:
-        """Give the policy of seed `index` as a module: [B, N, O](, legal [B, N, A]) -> actions, as `act`.
+        """Give the policy of seed `index` as a module, which acts as `act` and `step` do.
 
-        The network `policy` gives actions, or where there is none the values `critic` choose among.
+        [B, N, O](, legal [B, N, A]) -> actions, or where there is a memory [B, N, H] after those, actions and the
+        next memory. The network `policy` gives actions, or where there is none the values `critic` choose among.
         """
         network = self._stored.get("policy") or self._stored["critic"]
         layers = {name: tensor[index] for name, tensor in network.tensors().items()}  # [N or 1, ...]
         N, obs_dim = self.spec.n_agents, self.spec.obs_dim
         layers = {name: tensor.expand(N, *tensor.shape[1:]).clone() for name, tensor in layers.items()}
         if self._agent_id is not None:  # an agent's id is a constant: part of its bias
-            first = layers["0.weight"]
-            layers["0.bias"] += torch.stack([first[agent, obs_dim + agent] for agent in range(N)])
-            layers["0.weight"] = first[:, :obs_dim].clone()
+            name = next(iter(layers)).removesuffix(".weight")
+            first = layers[f"{name}.weight"]
+            layers[f"{name}.bias"] += torch.stack([first[agent, obs_dim + agent] for agent in range(N)])
+            layers[f"{name}.weight"] = first[:, :obs_dim].clone()
         widths = torch.tensor([len(names) for names in self.spec.action_names], device=self.device)
         used = torch.arange(self.spec.action_dim, device=self.device) < widths.unsqueeze(1)
         normaliser = {"obs_mean": self.obs_mean.clone(), "obs_scale": self.obs_scale.clone(), "used": used}
-        return Policy(normaliser | layers, self.spec.discrete)
+        return policy_of(normaliser | layers, self.spec.discrete)
 
     # ---- networks
 
@@ -178,15 +203,28 @@ class Learner(ABC):
         last_bound: float | None = None,
         per_seed: int | None = None,
     ) -> StackedMLP:
-        """Make networks [twins?, S, N or 1], initialised per seed, kept in the checkpoint as `name`.
+        """Make perceptrons [twins?, S, N or 1], initialised per seed, kept in the checkpoint as `name`.
 
         `per_seed` is their number a seed, where it is not that of the agents' networks.
         """
+        sizes = (inputs, *self.settings.hidden, outputs)
+        return self.stacked(StackedMLP, name, sizes, twins, last_bound, per_seed)
+
+    def stacked(
+        self,
+        kind: type[Network],
+        name: str,
+        sizes: Sequence[int],
+        twins: int | None = None,
+        last_bound: float | None = None,
+        per_seed: int | None = None,
+    ) -> Network:
+        """Make networks of any kind and size as `network` makes perceptrons of the size in the settings."""
         seeds = (len(self.seeds), per_seed or self.nets_per_seed)
-        made = StackedMLP.initialised(
+        made = kind.initialised(
             copies=seeds if twins is None else (twins, *seeds),
             seed_axis=0 if twins is None else 1,
-            sizes=(inputs, *self.settings.hidden, outputs),
+            sizes=sizes,
             generators=[stream(seed, "network", name) for seed in self.seeds],
             device=self.device,
             last_bound=last_bound,

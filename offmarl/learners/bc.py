@@ -1,32 +1,32 @@
 """Behaviour cloning: imitate the actions of the data, per agent. The baseline every other learner must beat.
 
 Agents that were dead when an action was recorded do not count.
-Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choices.
+Shapes: S seeds, B batch, T time, N agents, O observation, A action dimensions, K choices.
 """
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Batch
 from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Learner, LearnerConfig, Metrics
-from offmarl.learners.legality import choices, mask_illegal
+from offmarl.learners.discrete import DiscreteConfig, DiscreteLearner
 from offmarl.learners.optimiser import StackedAdam
 
 
 @dataclass
 class BCConfig(LearnerConfig):
-    """Behaviour cloning has no settings of its own."""
+    """Behaviour cloning of continuous actions has no settings of its own."""
 
 
-class Cloning(Learner):
-    """One policy network per agent, trained by maximum likelihood of the recorded actions."""
+class BC(Learner):
+    """Deterministic cloning of continuous actions, one policy per agent: least squares on tanh of the output."""
 
+    action_type = "continuous"
     config_class = BCConfig
 
     def __init__(
@@ -38,13 +38,14 @@ class Cloning(Learner):
             "optimiser", StackedAdam(self.policy, config.learning_rate, config.gradient_clip)
         )
 
-    @abstractmethod
-    def error(self, output: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Compute the loss of each recorded action: network output [S, N, B, A] -> [S, N, B], and metrics."""
+    def error(self, action: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error over action dimensions; dimensions beyond an agent's own are recorded as 0: [S, N, B]."""
+        return (action - batch.action.transpose(1, 2)).square().mean(3)
 
     def update(self, batch: Batch) -> Metrics:
         """One gradient step down the mean error of living agents."""
-        error, metrics = self.error(self.apply(self.policy, self.prepare(batch.obs)), batch)
+        action = torch.tanh(self.apply(self.policy, self.prepare(batch.obs)))
+        error = self.error(action, batch)
         if batch.alive is None:
             loss = error.mean(2)
         else:
@@ -52,23 +53,11 @@ class Cloning(Learner):
             loss = torch.where(alive, error, 0.0).sum(2) / alive.sum(2).clamp(min=1)
         norm = self.optimiser.minimise(self.total(loss))
         self.updates += 1
-        own = {
+        return {
             "policy_loss": loss.detach().mean(1),
             "policy_gradient": norm.view(len(self.seeds), -1).mean(1),
+            "saturation": (action.detach().abs() > 0.99).float().mean((1, 2, 3)),
         }
-        return own | metrics
-
-
-class BC(Cloning):
-    """Deterministic cloning of continuous actions: least squares on tanh of the output."""
-
-    action_type = "continuous"
-
-    def error(self, output: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean squared error over action dimensions; dimensions beyond an agent's own are recorded as 0."""
-        action = torch.tanh(output)
-        saturation = (action.detach().abs() > 0.99).float().mean((1, 2, 3))
-        return (action - batch.action.transpose(1, 2)).square().mean(3), {"saturation": saturation}
 
     @torch.no_grad()
     def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
@@ -76,27 +65,43 @@ class BC(Cloning):
         return torch.tanh(self.apply(self.policy, self.prepare(obs))).transpose(1, 2)
 
 
-class DiscreteBC(Cloning):
-    """Cross entropy over the legal choices."""
+@dataclass
+class DiscreteBCConfig(DiscreteConfig):
+    """Behaviour cloning of choices has no settings of its own."""
 
-    action_type = "discrete"
+
+class DiscreteBC(DiscreteLearner):
+    """One policy network per agent, trained by maximum likelihood of the recorded choices among the legal ones."""
+
+    config_class = DiscreteBCConfig
 
     def __init__(
-        self, spec: EnvSpec, config: BCConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
+        self,
+        spec: EnvSpec,
+        config: DiscreteBCConfig,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(spec, config, seeds, device)
-        self.choices = choices(spec, self.device)
+        self.policy = self.agent_network("policy")
+        self.optimiser = self.keep(
+            "optimiser", StackedAdam(self.policy, config.learning_rate, config.gradient_clip)
+        )
 
-    def error(self, output: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        """-log π(recorded choice)."""
-        logits = mask_illegal(output, batch.legal, self.choices)  # [S, N, B, K]
-        action = batch.action.transpose(1, 2)  # [S, N, B]
-        agreement = (logits.detach().argmax(-1) == action).float().mean((1, 2))
-        error = F.cross_entropy(logits.flatten(0, 2), action.reshape(-1), reduction="none")
-        return error.view(action.shape), {"agreement": agreement}
+    def error(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """-log π(recorded choice), and whether it is the likeliest: [S, B, T, N] each."""
+        logits = self.masked(self.outputs(self.policy, batch.obs[:, :, :-1]), batch.legal_now)
+        likelihood = torch.log_softmax(logits, dim=-1).gather(-1, batch.action.unsqueeze(-1))
+        return -likelihood.squeeze(-1), logits.argmax(-1) == batch.action
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
-        """Choose the likeliest legal choices: [S, B, N, O], [S, B, N, K] -> [S, B, N]."""
-        logits = mask_illegal(self.apply(self.policy, self.prepare(obs)), legal, self.choices)
-        return logits.argmax(-1).transpose(1, 2)
+    def update(self, batch: EpisodeBatch) -> Metrics:
+        """One gradient step down the mean error of living agents."""
+        error, agrees = self.error(batch)
+        loss = self.average(error, batch)
+        norm = self.optimiser.minimise(loss.sum())
+        self.updates += 1
+        return {
+            "policy_loss": loss.detach().mean(1),
+            "policy_gradient": norm.view(len(self.seeds), -1).mean(1),
+            "agreement": self.average(agrees.float(), batch).mean(1),
+        }

@@ -1,33 +1,26 @@
 """CQL: conservative Q-learning (Kumar et al. 2020), per agent, for continuous and for discrete actions.
 
-Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choices, K sampled actions.
+Shapes: S seeds, B batch, T time, N agents, O observation, A action dimensions, K sampled actions or choices.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
 import torch
 from torch import Tensor
 
-from offmarl.data.table import Batch, Statistics
-from offmarl.envs.base import EnvSpec
+from offmarl.data.episodes import EpisodeBatch
 from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
 from offmarl.learners.base import (
     Count,
     Fraction,
-    Learner,
     Metrics,
     Natural,
     NonNegative,
     Positive,
-    ValueConfig,
 )
 from offmarl.learners.critics import States
-from offmarl.learners.legality import choices, mask_illegal
-from offmarl.learners.networks import StackedMLP
-from offmarl.learners.optimiser import StackedAdam
-from offmarl.learners.rewards import Rewards
+from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 
 
 @dataclass
@@ -113,70 +106,36 @@ class CQL(ActorCritic):
 
 
 @dataclass
-class DiscreteCQLConfig(ValueConfig):
+class DiscreteCQLConfig(DiscreteValueConfig):
     """CQL(H), Kumar et al. (2020), eq. 4, on double deep Q-learning."""
 
     alpha: NonNegative = 1.0  # weight of the conservative term; Kumar et al.: 1 (Atari, 10 % data) to 4 (1 %)
 
 
-class DiscreteCQL(Learner):
-    """One Q-network per agent over its choices; the greedy choice among the legal ones is the policy."""
+class DiscreteCQL(ValueBased):
+    """Every agent values its own choices; the greedy one among the legal is its policy."""
 
-    action_type = "discrete"
     config_class = DiscreteCQLConfig
     config: DiscreteCQLConfig
 
-    def __init__(
-        self,
-        spec: EnvSpec,
-        config: DiscreteCQLConfig,
-        seeds: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(spec, config, seeds, device)
-        self.config = config
-        self.rewards = self.keep("normaliser", Rewards(config, spec.n_agents, self.device))
-        self.critic = self.network("critic", self.input_dim, spec.action_dim)
-        self.target_critic = self.keep("target_critic", self.critic.target())
-        self.optimiser = self.keep(
-            "optimiser", StackedAdam(self.critic, config.learning_rate, config.gradient_clip)
-        )
-        self.choices = choices(spec, self.device)
+    def conservative_gap(self, q: Tensor, q_data: Tensor, batch: EpisodeBatch) -> Tensor:
+        """Log Σ exp Q over the legal choices - Q of the data's, [S, B, T, N]."""
+        return torch.logsumexp(self.masked(q, batch.legal_now), dim=-1) - q_data
 
-    def observe(self, statistics: Statistics) -> None:
-        """Take the normalisers of observations and rewards from a dataset."""
-        super().observe(statistics)
-        self.rewards.observe(
-            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.terminates
-        )
+    def update(self, batch: EpisodeBatch) -> Metrics:
+        """One step of the critics, towards double Q-learning's targets."""
+        q, next_target_q = self.frames(batch)
+        return self.critic_step(q, self.td_target(batch, self.double_q(q, next_target_q, batch)), batch)
 
-    def q_values(self, critic: StackedMLP, obs: Tensor, legal: Tensor | None) -> Tensor:
-        """[S, N, B, O] -> [S, N, B, K], illegal choices at the lowest finite value."""
-        return mask_illegal(self.apply(critic, obs), legal, self.choices)
-
-    @torch.no_grad()
-    def td_target(self, batch: Batch) -> Tensor:
-        """Double Q-learning (van Hasselt et al. 2016): the online network chooses, the target rates."""
-        next_obs = self.prepare(batch.next_obs)
-        best = self.q_values(self.critic, next_obs, batch.next_legal).argmax(-1, keepdim=True)
-        q = self.apply(self.target_critic, next_obs).gather(-1, best).squeeze(-1)
-        return self.rewards.td_target(batch, q)
-
-    def update(self, batch: Batch) -> Metrics:
-        """CQL, eq. 4: squared TD error + α (log Σ exp Q over legal choices - Q of the data's)."""
-        target = self.td_target(batch)
-        q = self.q_values(self.critic, self.prepare(batch.obs), batch.legal)
-        q_data = q.gather(-1, batch.action.transpose(1, 2).unsqueeze(-1)).squeeze(-1)  # [S, N, B]
-        td = (q_data - target).square().mean(2)
-        gap = (torch.logsumexp(q, dim=-1) - q_data).mean(2)
-        norm = self.optimiser.minimise(self.total(td + self.config.alpha * gap))
+    def critic_step(self, q: Tensor, target: Tensor, batch: EpisodeBatch) -> Metrics:
+        """CQL, eq. 4: squared TD error + α (soft maximum of Q - Q of the data), of Q as `frames` gives it."""
+        now = q[:, :, :-1]
+        q_data = self.q_of(now, batch.action)
+        td = self.average((q_data - target).square(), batch)
+        gap = self.average(self.conservative_gap(now, q_data, batch), batch)
+        norm = self.optimiser.minimise((td + self.config.alpha * gap).sum())
         self.target_critic.follow(self.critic, self.config.tau)
         self.updates += 1
-        metrics = {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data.mean(2)}
+        metrics = {"critic_loss": td, "conservative_gap": gap, "q_mean": self.average(q_data, batch)}
         averaged = {name: value.detach().mean(1) for name, value in metrics.items()}
         return averaged | {"critic_gradient": norm.view(len(self.seeds), -1).mean(1)}
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
-        """Choose the best legal choices: [S, B, N, O], [S, B, N, K] -> [S, B, N]."""
-        return self.q_values(self.critic, self.prepare(obs), legal).argmax(-1).transpose(1, 2)

@@ -9,29 +9,23 @@ says how good it is:
 Every agent learns from its own reward. With a mixer (ICQ-MA) all learn from the mean of the rewards, through
 Q_tot = Σ w_i(s) Q_i(o_i, a_i) + b(s) with w_i ≥ 0, and ρ_i = exp(w_i Q_i / α) / Z_i(o_i).
 
-There is one critic, as in the paper and its code for SMAC and MuJoCo: what the minimum of two cures, the
-overestimation of actions that nobody took, cannot arise.
+There is one critic, as in the paper and its code for SMAC and MuJoCo.
 
 Shapes: S seeds, B batch, N agents, O observation, A action dimensions, D what the mixer sees.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, pi
 
 import torch
 from torch import Tensor
 
 from offmarl.data.table import Batch, Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Learner, Metrics, Positive, ValueConfig
+from offmarl.learners.base import Metrics, Positive, ValueConfig
 from offmarl.learners.critics import CentralCritic
 from offmarl.learners.networks import Pass, StackedMLP
-from offmarl.learners.optimiser import StackedAdam
-from offmarl.learners.rewards import Rewards
-
-# Log of a policy's standard deviation, which cloning an exact rule would let vanish.
-NARROWEST, WIDEST = -5.0, 2.0
+from offmarl.learners.weighted_cloning import WeightedCloning
 
 
 @dataclass
@@ -47,8 +41,8 @@ class ICQConfig(ValueConfig):
     critic_sees_state: bool = True  # the mixer sees the state, where there is one, beside all observations
 
 
-class ICQ(Learner):
-    """A Gaussian policy with mean tanh(z(o_i)), a critic Q(o_i, a_i) and its mean V(o_i) for each agent.
+class ICQ(WeightedCloning):
+    """A policy, a critic Q(o_i, a_i) and its mean V(o_i) for each agent, with ICQ-MA also a mixer.
 
     Z(o) cannot be had from one action a state. One Z for all states, a plain softmax of Q over the batch, makes
     actions count for being taken in good states: measured on expert data (OMAR's spread task, α of one unit of
@@ -57,7 +51,6 @@ class ICQ(Learner):
     continuous actions that would rate actions that are not in the data.
     """
 
-    action_type = "continuous"
     config_class = ICQConfig
     config: ICQConfig
 
@@ -65,34 +58,13 @@ class ICQ(Learner):
         self, spec: EnvSpec, config: ICQConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
     ) -> None:
         super().__init__(spec, config, seeds, device)
-        self.config = config
-        N, A = spec.n_agents, spec.action_dim
-        self.rewards = self.keep("normaliser", Rewards(config, N, self.device))
-        self.policy = self.network("policy", self.input_dim, A)
-        deviations = torch.zeros(len(self.policy.flat), A, device=self.device)
-        # The same in all states: a layer without inputs.
-        self.log_sd = self.keep("log_sd", StackedMLP(self.policy.copies, (0, A), deviations))
-        self.critic = self.network("critic", self.input_dim + A, 1)
-        self.target_critic = self.keep("target_critic", self.critic.target())
-        self.value = self.network("value", self.input_dim, 1)
-        self.policy_optimiser = self._optimiser("policy", self.policy)
-        self.log_sd_optimiser = self._optimiser("log_sd", self.log_sd)
-        self.critic_optimiser = self._optimiser("critic", self.critic)
-        self.value_optimiser = self._optimiser("value", self.value)
         if config.mixer:
             with_state = config.critic_sees_state and spec.state_dim > 0
             team = CentralCritic(spec, self.input_dim, with_state, self.device)
             self.team = self.keep("mixer_input", team)
-            self.mixer = self.network("mixer", team.seen_dim, N + 1, per_seed=1)
+            self.mixer = self.network("mixer", team.seen_dim, spec.n_agents + 1, per_seed=1)
             self.target_mixer = self.keep("target_mixer", self.mixer.target())
             self.mixer_optimiser = self._optimiser("mixer", self.mixer)
-        widths = torch.tensor([len(names) for names in spec.action_names], device=self.device)
-        used = torch.arange(A, device=self.device) < widths.unsqueeze(1)
-        self._used = used.float().unsqueeze(1)  # [N, 1, A], 0 in dimensions that narrower agents lack
-
-    def _optimiser(self, name: str, network: StackedMLP) -> StackedAdam:
-        made = StackedAdam(network, self.config.learning_rate, self.config.gradient_clip)
-        return self.keep(f"{name}_optimiser", made)
 
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of a dataset. Raises `DataError` where it lacks a state to be seen."""
@@ -130,27 +102,6 @@ class ICQ(Learner):
         """Q_tot = Σ w_i(s) Q_i(o_i, a_i) + b(s): [S, N, B], [S, N, B], [S, 1, B] -> [S, 1, B]."""
         return (weight * q).sum(1, keepdim=True) + bias
 
-    @staticmethod
-    def squared_error(value: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """J_Q, and J_V = E[(V(o) - Q(o, a))²], over the counted rows: [S, N or 1, B] each -> [S, N or 1]."""
-        return ((value - target).square() * counted).sum(-1) / counted.sum(-1).clamp(min=1)
-
-    def policy_loss(self, mean: Tensor, action: Tensor, rho: Tensor) -> Tensor:
-        """J_π, -ρ log π(a | o) of a Gaussian: means, actions [S, N, B, A] and ρ [S, N, B] -> [S, N]."""
-        log_sd = self.log_deviations()
-        terms = 0.5 * ((action - mean) / log_sd.exp()).square() + log_sd + 0.5 * log(2 * pi)
-        return (rho * (terms * self._used).sum(3)).mean(2)
-
-    # ---- their pieces
-
-    def log_deviations(self) -> Tensor:
-        """Log of the policies' standard deviations, [S, N or 1, 1, A]."""
-        return self.log_sd.biases[0].unflatten(0, self.log_sd.copies)
-
-    def q_values(self, critic: StackedMLP, obs: Tensor, action: Tensor) -> Tensor:
-        """Q_i of one action a state: [S, N, B, O], [S, N, B, A] -> [S, N, B]."""
-        return critic.forward(self.rows(obs), self.rows(action).unsqueeze(2)).output.view(obs.shape[:3])
-
     def mixing(
         self, mixer: StackedMLP, obs: Tensor, action: Tensor, state: Tensor | None
     ) -> tuple[Pass, Tensor, Tensor]:
@@ -158,14 +109,6 @@ class ICQ(Learner):
         forward = mixer.forward(self.team.states(obs, action, state).seen[:, 0].contiguous())  # [S, B, N + 1]
         output = forward.output.transpose(1, 2)
         return forward, torch.softmax(output[:, :-1], dim=1), output[:, -1:]
-
-    @staticmethod
-    def spread(advantage: Tensor, counted: Tensor) -> Tensor:
-        """Standard deviation over the counted rows: [S, N, B] each -> [S, N, 1]."""
-        count = counted.sum(2, keepdim=True).clamp(min=1)
-        mean = (advantage * counted).sum(2, keepdim=True) / count
-        variance = ((advantage - mean).square() * counted).sum(2, keepdim=True) / count
-        return variance.sqrt().clamp(min=1e-6)
 
     # ---- one update
 
@@ -176,9 +119,7 @@ class ICQ(Learner):
         action = batch.action.transpose(1, 2).contiguous()  # [S, N, B, A]
         # Where time ran out the value goes on, but with which action the data does not say.
         known = ((batch.done == 0) | (batch.terminated == 1)).unsqueeze(1)  # [S, 1, B]
-        alive = torch.ones_like(action[..., 0], dtype=torch.bool)  # [S, N, B]
-        if batch.alive is not None:
-            alive = batch.alive.transpose(1, 2)
+        alive = self.living(batch)
         metrics = self.critic_step(
             obs,
             action,
@@ -213,11 +154,10 @@ class ICQ(Learner):
             to_scores = to_q * weight * (q - (total - bias))  # the softmax's gradient
             mixer.backward(torch.cat([to_scores, to_q], 1).transpose(1, 2), self.mixer_optimiser.gradient)
             self.mixer_optimiser.step()
-            to_q = to_q * weight
-        elif self.share:
-            to_q = to_q / N  # as in `Learner.total`
-        critic.backward(self.rows(to_q).view_as(critic.output), self.critic_optimiser.gradient)
-        norm = self.critic_optimiser.step()
+            critic.backward(self.rows(to_q * weight).view_as(critic.output), self.critic_optimiser.gradient)
+            norm = self.critic_optimiser.step()
+        else:
+            norm = self.descend(critic, to_q, self.critic_optimiser)
         return {
             "critic_loss": self.squared_error(total, td_target, counted).mean(1),
             "q_mean": total.mean((1, 2)),
@@ -231,39 +171,5 @@ class ICQ(Learner):
         value = self.value.forward(self.rows(obs))
         v, q = value.output.view(S, N, B), self.q_values(self.critic, obs, action)
         to_v = 2 * (v - q) * alive / alive.sum(-1, keepdim=True).clamp(min=1)
-        if self.share:
-            to_v = to_v / N
-        value.backward(self.rows(to_v).view_as(value.output), self.value_optimiser.gradient)
-        self.value_optimiser.step()
+        self.descend(value, to_v, self.value_optimiser)
         return q - v, {"value_loss": self.squared_error(v, q, alive).mean(1)}
-
-    @torch.no_grad()
-    def policy_step(self, obs: Tensor, action: Tensor, rho: Tensor) -> Metrics:
-        """One step of the policies down J_π."""
-        S, N, B, A = action.shape
-        rows = self.rows(obs)
-        policy = self.policy.forward(rows)
-        mean = torch.tanh(policy.output.view(S, N, B, A)) * self._used
-        loss, sd = self.policy_loss(mean, action, rho), self.log_deviations().exp()
-        error = (mean - action) / sd
-        each = rho.unsqueeze(3) * self._used / rows.shape[1]
-        to_log_sd = self.rows(each * (1 - error.square()))  # [G, M, A]
-        policy.backward(self.rows(each * error / sd * (1 - mean.square())), self.policy_optimiser.gradient)
-        norm = self.policy_optimiser.step()
-        self.log_sd_optimiser.gradient.biases[0].add_(to_log_sd.sum(1, keepdim=True))
-        self.log_sd_optimiser.step()
-        self.log_sd.flat.clamp_(NARROWEST, WIDEST)
-        return {
-            "policy_loss": loss.mean(1),
-            "policy_gradient": norm.view(S, -1).mean(1),
-            "policy_sd": sd.mean((1, 2, 3)),
-            "saturation": (mean.abs() > 0.99).float().mean((1, 2, 3)),
-            # Kish's effective sample size: at 1 this is cloning, near 0 a few actions are all that counts.
-            "effective_batch": (rho.sum(2).square() / (B * rho.square().sum(2)).clamp(min=1e-9)).mean(1),
-        }
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, legal: Tensor | None = None) -> Tensor:
-        """Act as the policy does on average: [S, B, N, O] -> [S, B, N, A]."""
-        z = self.apply(self.policy, self.prepare(obs))
-        return (torch.tanh(z) * self._used).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Many small networks as one: the parameters of G multi-layer perceptrons in one flat buffer.
+"""Many small networks as one: the parameters of G networks in one flat buffer, multi-layer perceptrons first of all.
 
 Shapes: G networks (any number of leading axes, such as twins x seeds x agents), M rows or states and P parameters
 each; K actions a state, O observation, A action dimensions.
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ NARROW = 16
 TILE_BYTES = 3 * 1024 * 1024
 
 
-class StackedMLP:
-    """G independent ReLU perceptrons of one architecture, run by batched matrix products.
+class Stacked:
+    """G independent networks made of linear layers, all of one architecture, with the parameters of all in `flat`.
 
-    `flat` [G, P] holds everything, one network a row, so that an optimiser step, a gradient norm per network
-    and a target update are one operation each; `weights` and `biases` are views of it.
+    `flat` [G, P] holds one network a row, so that an optimiser step, a gradient norm per network and a target
+    update are one operation each; `weights` and `biases` are views of it.
     """
 
     def __init__(
@@ -38,15 +39,19 @@ class StackedMLP:
         trainable: bool = True,
     ) -> None:
         self.copies, self.sizes, self.flat = copies, tuple(sizes), flat
-        self._parts: dict[tuple[int, int], StackedMLP] = {}
         self.weights: list[Tensor] = []  # [G, inputs, outputs] each
         self.biases: list[Tensor] = []  # [G, 1, outputs] each
         start = 0
-        for inputs, outputs in pairwise(self.sizes):
+        for _, inputs, outputs in self.layers(sizes):
             for views, rows in ((self.weights, inputs), (self.biases, 1)):
                 view = flat[:, start : start + rows * outputs].view(len(flat), rows, outputs)
                 views.append(view.detach().requires_grad_(trainable))
                 start += rows * outputs
+
+    @classmethod
+    def layers(cls, sizes: Sequence[int]) -> list[tuple[str, int, int]]:
+        """Give the name, inputs and outputs of each linear layer of a network of `sizes`: inputs, hidden, outputs."""
+        return [(str(layer), *widths) for layer, widths in enumerate(pairwise(sizes))]
 
     @classmethod
     def initialised(
@@ -57,14 +62,14 @@ class StackedMLP:
         generators: Sequence[torch.Generator],
         device: torch.device,
         last_bound: float | None = None,
-    ) -> "StackedMLP":
+    ) -> Self:
         """Networks with weights and biases uniform in ±1/√inputs, the last layer in ±`last_bound` if given.
 
         `generators` holds one generator a seed (on the CPU), and `copies[seed_axis]` is their number: what a
         seed draws depends on nothing but its own generator.
         """
         bounds = []
-        for inputs, outputs in pairwise(sizes):
+        for _, inputs, outputs in cls.layers(sizes):
             bounds.append(torch.full(((inputs + 1) * outputs,), inputs**-0.5))
         if last_bound is not None:
             bounds[-1].fill_(last_bound)
@@ -75,13 +80,48 @@ class StackedMLP:
         flat = ((2 * uniform - 1) * bound).reshape(-1, len(bound)).to(device)
         return cls(copies, sizes, flat)
 
-    def target(self) -> "StackedMLP":
+    def target(self) -> Self:
         """Make a copy that starts equal and receives no gradient."""
-        return StackedMLP(self.copies, self.sizes, self.flat.clone(), trainable=False)
+        return self.like(self.flat.clone())
 
-    def like(self, flat: Tensor) -> "StackedMLP":
+    def like(self, flat: Tensor) -> Self:
         """View `flat` [G, P] as networks of this architecture, for what belongs to each weight, as gradients do."""
-        return StackedMLP(self.copies, self.sizes, flat, trainable=False)
+        return type(self)(self.copies, self.sizes, flat, trainable=False)
+
+    def parameters(self) -> list[Tensor]:
+        """List the trainable views in the order in which they lie in `flat`."""
+        return [view for pair in zip(self.weights, self.biases, strict=True) for view in pair]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every layer under its own name, with the leading axes spelled out, for checkpoints."""
+        named = {}
+        names = [name for name, _, _ in self.layers(self.sizes)]
+        for name, weight, bias in zip(names, self.weights, self.biases, strict=True):
+            named[f"{name}.weight"] = weight.detach().unflatten(0, self.copies)
+            named[f"{name}.bias"] = bias.detach().squeeze(1).unflatten(0, self.copies)
+        return named
+
+    @torch.no_grad()
+    def follow(self, source: "Stacked", tau: float) -> None:
+        """Move every parameter the share `tau` of the way to `source` (Polyak averaging)."""
+        self.flat.lerp_(source.flat, tau)
+
+
+Network = TypeVar("Network", bound=Stacked)
+
+
+class StackedMLP(Stacked):
+    """G independent ReLU perceptrons, run by batched matrix products."""
+
+    def __init__(
+        self,
+        copies: tuple[int, ...],
+        sizes: Sequence[int],
+        flat: Tensor,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__(copies, sizes, flat, trainable)
+        self._parts: dict[tuple[int, int], StackedMLP] = {}
 
     def part(self, networks: slice) -> "StackedMLP":
         """View some of the G networks, sharing memory; autograd sees no parameters in it."""
@@ -94,23 +134,6 @@ class StackedMLP:
     def first(self) -> "StackedMLP":
         """View the networks at index 0 of the leading axis, as `part` does."""
         return self.part(slice(0, prod(self.copies[1:])))
-
-    def parameters(self) -> list[Tensor]:
-        """List the trainable views in the order in which they lie in `flat`."""
-        return [view for pair in zip(self.weights, self.biases, strict=True) for view in pair]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every layer under its own name, with the leading axes spelled out, for checkpoints."""
-        named = {}
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            named[f"{layer}.weight"] = weight.detach().unflatten(0, self.copies)
-            named[f"{layer}.bias"] = bias.detach().squeeze(1).unflatten(0, self.copies)
-        return named
-
-    @torch.no_grad()
-    def follow(self, source: "StackedMLP", tau: float) -> None:
-        """Move every parameter the share `tau` of the way to `source` (Polyak averaging)."""
-        self.flat.lerp_(source.flat, tau)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[G, M, inputs] -> [G, M, outputs], for autograd to differentiate."""
@@ -179,7 +202,9 @@ class Pass:
                     into.weights[layer].baddbmm_(below.mT, above)
                 into.biases[layer].add_(above.sum(1, keepdim=True))
             above = above * weights[layer].mT if width == 1 else torch.bmm(above, weights[layer].mT)
-            above.mul_(below.sign_())  # the derivative of ReLU: 0 or 1, as its output is 0 or positive
+            torch.ops.aten.threshold_backward.grad_input(
+                above, below, 0, grad_input=above
+            )  # of ReLU, in one pass
         if into is not None:
             once, width = above, self.state.shape[2]
             if self.action is not None:

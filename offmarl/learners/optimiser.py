@@ -1,15 +1,17 @@
 """Adam over the flat buffer of a stack of networks."""
 
+from typing import Any, Generic
+
 import torch
 from torch import Tensor
 
-from offmarl.learners.networks import StackedMLP
+from offmarl.learners.networks import Network
 
 
-class StackedAdam:
+class StackedAdam(Generic[Network]):
     """One fused Adam step for all G networks, each network's gradient clipped by its own norm."""
 
-    def __init__(self, network: StackedMLP, learning_rate: float, gradient_clip: float | None) -> None:
+    def __init__(self, network: Network, learning_rate: float, gradient_clip: float | None) -> None:
         self.network, self.gradient_clip = network, gradient_clip
         self._flat = network.flat
         self._flat.grad = torch.zeros_like(self._flat)
@@ -46,3 +48,13 @@ class StackedAdam:
     def tensors(self) -> dict[str, Tensor]:
         """Moments and step count, for checkpoints."""
         return dict(self._adam.state[self._flat])
+
+
+def minimise(loss: Tensor, *optimisers: StackedAdam[Any]) -> list[Tensor]:
+    """One step of several stacks of networks down one loss. Returns the gradient norms before clipping, [G] each."""
+    parameters = [optimiser.network.parameters() for optimiser in optimisers]
+    gradients = iter(torch.autograd.grad(loss, [view for views in parameters for view in views]))
+    for optimiser, views in zip(optimisers, parameters, strict=True):
+        own = [next(gradients).flatten(1) for _ in views]
+        optimiser.gradient.flat.add_(torch.cat(own, dim=1))
+    return [optimiser.step() for optimiser in optimisers]

@@ -15,9 +15,20 @@ LEARNERS: dict[str, dict[str, str]] = {
     "bc": {"continuous": "offmarl.learners.bc:BC", "discrete": "offmarl.learners.bc:DiscreteBC"},
     "td3bc": {"continuous": "offmarl.learners.td3bc:TD3BC"},
     "cql": {"continuous": "offmarl.learners.cql:CQL", "discrete": "offmarl.learners.cql:DiscreteCQL"},
-    "omar": {"continuous": "offmarl.learners.omar:OMAR"},
-    "cfcql": {"continuous": "offmarl.learners.cfcql:CFCQL"},
-    "icq": {"continuous": "offmarl.learners.icq:ICQ"},
+    "iql": {"continuous": "offmarl.learners.iql:IQL", "discrete": "offmarl.learners.iql:DiscreteIQL"},
+    "omar": {
+        "continuous": "offmarl.learners.omar:OMAR",
+        "discrete": "offmarl.learners.omar_discrete:DiscreteOMAR",
+    },
+    "cfcql": {
+        "continuous": "offmarl.learners.cfcql:CFCQL",
+        "discrete": "offmarl.learners.cfcql_discrete:DiscreteCFCQL",
+    },
+    "qmix_cql": {"discrete": "offmarl.learners.qmix_cql:QMIXCQL"},
+    "icq": {
+        "continuous": "offmarl.learners.icq:ICQ",
+        "discrete": "offmarl.learners.icq_discrete:DiscreteICQ",
+    },
 }
 
 

@@ -31,9 +31,13 @@ class Rewards:
         if self.config.centre_rewards and not terminates:
             self.mean.copy_(mean)
 
+    def of(self, reward: Tensor) -> Tensor:
+        """Rewards [..., N] in this unit."""
+        return (reward - self.mean) * self.scale
+
     def normalised(self, batch: Batch) -> Tensor:
         """Rewards in this unit, [S, N, B]."""
-        return ((batch.reward - self.mean) * self.scale).transpose(1, 2)
+        return self.of(batch.reward).transpose(1, 2)
 
     def td_target(self, batch: Batch, next_value: Tensor) -> Tensor:
         """Compute r + γ V(o'), or r where the episode terminated; a time limit is no end: [S, N, B]."""

@@ -1,6 +1,6 @@
 """Policies for use elsewhere: `offmarl export` writes one seed's policy into a folder of its own.
 
-Shapes: B frames, N agents, O observation, A action dimensions or choices.
+Shapes: B frames, N agents, O observation, A action dimensions or choices, H memory.
 """
 
 import shutil
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import offmarl
 from offmarl.atomic import replace_folder, write_json
-from offmarl.envs.base import EnvSpec
 from offmarl.errors import OffmarlError, UsageError, unknown_name
 from offmarl.learners.base import Learner
 from offmarl.policy import ABOUT, FILES, FORMAT, Policy, load_policy
@@ -36,7 +35,11 @@ LOADING = {
     "onnx": "import onnxruntime; session = onnxruntime.InferenceSession({file!r})",
 }
 
-Runner = Callable[[Tensor, Tensor | None], Tensor]  # obs [B, N, O], legal [B, N, A] -> actions
+# What a policy takes by name: obs [B, N, O], for choices legal [B, N, A], with a memory memory [B, N, H]; what it
+# answers: actions, and with a memory the next one.
+Given = dict[str, Tensor]
+Answer = tuple[Tensor, ...]
+Runner = Callable[[Given], Answer]
 
 
 @torch.no_grad()
@@ -60,9 +63,9 @@ def export_run(
     trained = load_run(run)
     learner, index = trained.learner, seeds.index(seed)
     module = learner.exported(index).eval()
-    obs, legal = probes(learner.spec)
-    expected = module(obs, legal)
-    _require_same(expected, module(obs, legal), f"{run.record['learner']} draws at random when it acts")
+    given = probes(learner)
+    expected = _answer(module, given)
+    _require_same(expected, _answer(module, given), f"{run.record['learner']} draws at random when it acts")
     file = FILES[form]
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -72,7 +75,8 @@ def export_run(
         "agents": list(learner.spec.agents),
         "obs_names": [list(names) for names in learner.spec.obs_names],
         "action_names": [list(names) for names in learner.spec.action_names],
-        "inputs": _inputs(learner.spec),
+        "inputs": _inputs(learner),
+        "outputs": ["action", "next_memory"][: len(expected)],
         "run": run.id,
         "learner": run.record["learner"],
         "rewards": run.record["rewards"],
@@ -88,13 +92,13 @@ def export_run(
         if form == "offmarl":
             about["tensors"] = _write_tensors(module, temporary / file, run)
         elif form == "torchscript":
-            _write_torchscript(module, temporary / file, obs, legal)
+            _write_torchscript(module, temporary / file, given)
         else:
-            _write_onnx(module, temporary / file, obs, legal)
+            _write_onnx(module, temporary / file, given)
         write_json(temporary / ABOUT, about)
-        written = _runner(form, temporary)(obs, legal)
+        written = _runner(form, temporary)(given)
         _require_same(expected, written, f"the {form} file does not act as run {run.id} does")
-        _require_same(_run_acts(learner, index, obs, legal), written, f"the export of run {run.id} is wrong")
+        _require_same(_run_acts(learner, index, given), written, f"the export of run {run.id} is wrong")
         temporary.chmod(0o755)
         replace_folder(temporary, out)
     finally:
@@ -102,50 +106,57 @@ def export_run(
     return about
 
 
-def probes(spec: EnvSpec) -> tuple[Tensor, Tensor | None]:
-    """Frames to compare policies on: [B, N, O] normal, and for discrete actions [B, N, A] with a legal choice."""
-    generator = stream(0, "export")
-    obs = torch.randn(PROBES, spec.n_agents, spec.obs_dim, generator=generator)
-    if not spec.discrete:
-        return obs, None
-    legal = torch.rand(PROBES, spec.n_agents, spec.action_dim, generator=generator) < 0.7
-    legal[..., 0] = True
-    return obs, legal
-
-
-def _inputs(spec: EnvSpec) -> dict[str, Any]:
-    """Describe what the files take, in this order; B is any number of frames."""
-    inputs = {"obs": {"shape": ["B", spec.n_agents, spec.obs_dim], "type": "float32"}}
+def probes(learner: Learner) -> Given:
+    """Frames to compare policies on: normal, for choices with a legal one, in the middle of an episode."""
+    spec, generator = learner.spec, stream(0, "export")
+    given = {"obs": torch.randn(PROBES, spec.n_agents, spec.obs_dim, generator=generator)}
     if spec.discrete:
-        inputs["legal"] = {"shape": ["B", spec.n_agents, spec.action_dim], "type": "bool"}
-    return inputs
+        legal = torch.rand(PROBES, spec.n_agents, spec.action_dim, generator=generator) < 0.7
+        legal[..., 0] = True
+        given["legal"] = legal
+    if learner.memory_dim:
+        given["memory"] = torch.rand(PROBES, spec.n_agents, learner.memory_dim, generator=generator) * 2 - 1
+    return given
 
 
-def _arguments(obs: Tensor, legal: Tensor | None) -> tuple[Tensor, ...]:
-    return (obs,) if legal is None else (obs, legal)
+def _inputs(learner: Learner) -> dict[str, Any]:
+    """Describe what the files take, in this order; B is any number of frames. Zeros are the memory of nothing."""
+    return {
+        name: {"shape": ["B", *values.shape[1:]], "type": str(values.dtype).removeprefix("torch.")}
+        for name, values in probes(learner).items()
+    }
+
+
+def _answer(policy: Callable[..., Any], given: Given) -> Answer:
+    answer = policy(*given.values())
+    return tuple(answer) if isinstance(answer, tuple | list) else (answer,)
 
 
 @torch.no_grad()
-def _run_acts(learner: Learner, index: int, obs: Tensor, legal: Tensor | None) -> Tensor:
+def _run_acts(learner: Learner, index: int, given: Given) -> Answer:
     """What the run itself does, without the dimensions that an agent does not have."""
-    S = len(learner.seeds)
-    action = learner.act(obs.expand(S, *obs.shape), None if legal is None else legal.expand(S, *legal.shape))
+    everyone = {name: values.expand(len(learner.seeds), *values.shape) for name, values in given.items()}
+    if learner.memory_dim:
+        action, memory = learner.step(everyone["obs"], everyone["legal"], everyone["memory"])
+        return action[index], memory[index]
+    action = learner.act(everyone["obs"], everyone.get("legal"))
     if learner.spec.discrete:
-        return action[index]
+        return (action[index],)
     widths = torch.tensor([len(names) for names in learner.spec.action_names])
-    return action[index] * (torch.arange(learner.spec.action_dim) < widths.unsqueeze(1))
+    return (action[index] * (torch.arange(learner.spec.action_dim) < widths.unsqueeze(1)),)
 
 
-def _require_same(expected: Tensor, found: Tensor, what: str) -> None:
-    """Compare continuous actions to `TOLERANCE`; choices may differ where two are equally good, once in 64."""
-    if expected.is_floating_point():
-        difference = float((expected - found).abs().max())
-        same = difference <= TOLERANCE
-    else:
-        difference = float((expected != found).float().mean())
-        same = difference <= 1 / PROBES
-    if not same:
-        raise OffmarlError(f"nothing was exported: {what} (difference {difference:.2g})")
+def _require_same(expected: Answer, found: Answer, what: str) -> None:
+    """Compare numbers to `TOLERANCE`; choices may differ where two are equally good, once in 64."""
+    for mine, theirs in zip(expected, found, strict=True):
+        if mine.is_floating_point():
+            difference = float((mine - theirs).abs().max())
+            same = difference <= TOLERANCE
+        else:
+            difference = float((mine != theirs).float().mean())
+            same = difference <= 1 / PROBES
+        if not same:
+            raise OffmarlError(f"nothing was exported: {what} (difference {difference:.2g})")
 
 
 def _require_replaceable(out: Path, overwrite: bool) -> None:
@@ -170,16 +181,16 @@ def _write_tensors(module: nn.Module, path: Path, run: RunFolder) -> dict[str, l
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _write_torchscript(module: nn.Module, path: Path, obs: Tensor, legal: Tensor | None) -> None:
+def _write_torchscript(module: nn.Module, path: Path, given: Given) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
             "ignore"
         )  # deprecated in favour of torch.export, which cannot yet be run without Python
-        traced = torch.jit.trace(module, _arguments(obs, legal), check_trace=False)
+        traced = torch.jit.trace(module, tuple(given.values()), check_trace=False)
         torch.jit.save(torch.jit.freeze(traced), str(path))
 
 
-def _write_onnx(module: nn.Module, path: Path, obs: Tensor, legal: Tensor | None) -> None:
+def _write_onnx(module: nn.Module, path: Path, given: Given) -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -188,19 +199,18 @@ def _write_onnx(module: nn.Module, path: Path, obs: Tensor, legal: Tensor | None
         raise UsageError(
             f'--format onnx needs onnx, onnxscript and onnxruntime ({error}): pip install "offmarl[onnx]"'
         ) from error
-    inputs = _arguments(obs, legal)
     frames = torch.export.Dim("frames", min=1)
     with warnings.catch_warnings(), torch.no_grad(), _without_argument_checks():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 module,
-                inputs,
+                tuple(given.values()),
                 dynamo=True,
                 opset_version=ONNX_OPSET,
-                input_names=["obs", "legal"][: len(inputs)],
-                output_names=["action"],
-                dynamic_shapes=[{0: frames}] * len(inputs),
+                input_names=list(given),
+                output_names=["action", "next_memory"] if "memory" in given else ["action"],
+                dynamic_shapes=[{0: frames}] * len(given),
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -229,14 +239,15 @@ def _runner(form: str, folder: Path) -> Runner:
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-        def run(obs: Tensor, legal: Tensor | None) -> Tensor:
-            given = {"obs": obs.numpy()} | ({} if legal is None else {"legal": legal.numpy()})
-            return torch.from_numpy(session.run(None, given)[0])
+        def run(given: Given) -> Answer:
+            arrays = {name: values.numpy() for name, values in given.items()}
+            return tuple(torch.from_numpy(values) for values in session.run(None, arrays))
 
         return run
     if form == "torchscript":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             script = torch.jit.load(str(path))
-        return lambda obs, legal: script(*_arguments(obs, legal))
-    return load_policy(folder)
+        return lambda given: _answer(script, given)
+    policy = load_policy(folder)
+    return lambda given: _answer(policy, given)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from offmarl.data.table import Transitions
 from offmarl.errors import OffmarlError, UsageError
-from offmarl.learners.base import Learner, Positive
+from offmarl.learners.base import USUAL_BATCH, Learner, Positive
 from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.logging import Averages, MetricsLog
@@ -26,7 +26,8 @@ class TrainConfig:
     """Settings of the loop."""
 
     steps: Count = 2_000  # joint updates of all agents; OMAR (Pan et al. 2022): 2,000 in its MPE tasks
-    batch_size: Count = 1_024  # transitions a seed; OMAR
+    # For each seed: transitions, or whole episodes where networks have a memory; null: 1,024 (OMAR), 32 (PyMARL).
+    batch_size: Count | None = None
     log_every: Count = 50
     checkpoint_every: Count = 500  # a multiple of log_every
     tensorboard: bool = True
@@ -45,6 +46,21 @@ class TrainConfig:
             )
 
 
+@dataclass(frozen=True)
+class AlongTheWay:
+    """Something that is measured of the learner while it trains and logged beside its metrics; it changes nothing."""
+
+    every: int  # updates, a multiple of log_every
+    measure: Callable[[Learner], dict[str, list[float]]]  # metrics [S]
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise `UsageError` where metrics are not logged at the steps that it measures."""
+        if self.every % config.log_every:
+            raise UsageError(
+                f"evaluating every {self.every} updates: that is no multiple of train.log_every={config.log_every}"
+            )
+
+
 def train(
     learner: Learner,
     transitions: Transitions,
@@ -52,6 +68,7 @@ def train(
     run: RunFolder,
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    along: AlongTheWay | None = None,
 ) -> dict[str, float]:
     """Train `learner` for `config.steps` updates, with metrics and checkpoints in `run`.
 
@@ -60,6 +77,8 @@ def train(
     number that is not finite, or Q beyond `config.q_limit`); the last good checkpoint stays.
     """
     config.check()
+    if along is not None:
+        along.check(config)
     if learner.device.type == "cpu":
         keep_freed_memory()
     sampling = [stream(seed, "train", "sample", device=transitions.device) for seed in learner.seeds]
@@ -80,8 +99,9 @@ def train(
         matmul_precision(config.matmul_precision, learner.device) as precision,
     ):
         run.update(status="running", error=None, matmul_precision=precision)
+        batch_size = config.batch_size or USUAL_BATCH[learner.batch_unit]
         while step < config.steps:
-            batch = transitions.sample(config.batch_size, sampling)
+            batch = learner.sample(transitions, batch_size, sampling)
             step += 1
             try:
                 averages.add(learner.update(batch))
@@ -94,6 +114,8 @@ def train(
                 metrics = averages.read()
                 _check_finite(metrics, step, run, learner)
                 _check_values(metrics.get("q_mean", []), config.q_limit, step, run, learner)
+                if along is not None and (step % along.every == 0 or last):
+                    metrics |= along.measure(learner)
                 log.write(step, metrics)
             if step % config.checkpoint_every == 0 or last:
                 state = learner.state_dict()

@@ -18,12 +18,12 @@ from offmarl.data.load import load_transitions
 from offmarl.data.store import Dataset
 from offmarl.data.validate import require_valid
 from offmarl.errors import DataError, UsageError
-from offmarl.learners.base import Learner
+from offmarl.learners.base import USUAL_BATCH, Learner
 from offmarl.learners.registry import learner_class, make_learner
 from offmarl.reporter import Reporter, Silent
 from offmarl.settings import configure
 from offmarl.training.checkpoint import Checkpoint
-from offmarl.training.loop import TrainConfig, train
+from offmarl.training.loop import AlongTheWay, TrainConfig, train
 from offmarl.training.run import RECORD_NAME, RunFolder, seeds_text
 
 
@@ -41,6 +41,7 @@ class TrainRequest:
     overwrite: bool = False
     device: str = "cpu"
     command: str = ""
+    along: AlongTheWay | None = None  # what to measure while training
 
 
 def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | None = None) -> RunFolder:
@@ -59,11 +60,16 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     learner_config = configure(config_class, request.learner_settings, "learner")
     train_config = configure(TrainConfig, request.train_settings, "train")
     train_config.check()
+    if request.along is not None:
+        request.along.check(train_config)
     dataset.require_complete()
-    if train_config.batch_size > dataset.card.transitions:
+    learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
+    batch_size = train_config.batch_size or USUAL_BATCH[learner.batch_unit]
+    held = dataset.card.transitions if learner.batch_unit == "transitions" else dataset.card.episodes
+    if batch_size > held:
         raise UsageError(
-            f"train.batch_size={train_config.batch_size} is larger than the data: {dataset.card.id} has "
-            f"{dataset.card.transitions} transitions; lower it with --set"
+            f"train.batch_size={batch_size} is larger than the data: {dataset.card.id} has {held} "
+            f"{learner.batch_unit}; lower it with --set"
         )
     require_rewards(dataset, request.rewards)
     changed = _differences(learner_config, config_class()) | _differences(train_config, TrainConfig())
@@ -99,7 +105,6 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     run = _existing(folder, record, request, reporter)
     if run is not None and run.status == "complete":
         return run
-    learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
     if run is not None and run.checkpoint_path.exists():
         _require_fitting(run, learner)
     require_valid(dataset)
@@ -108,7 +113,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     if run is None:
         run = RunFolder.create(folder, record, request.overwrite)
     with reporter.bar(f"train {request.learner}") as progress:
-        train(learner, transitions, train_config, run, request.resume, progress)
+        train(learner, transitions, train_config, run, request.resume, progress, request.along)
     return run
 
 

@@ -84,7 +84,7 @@ def train(learner: Learner, transitions: Transitions, steps: int, batch_size: in
     learner.see(transitions)
     generators = [stream(seed, "sample") for seed in learner.seeds]
     for _ in range(steps):
-        learner.update(transitions.sample(batch_size, generators))
+        learner.update(learner.sample(transitions, batch_size, generators))
     return learner
 
 

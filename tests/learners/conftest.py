@@ -2,11 +2,25 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for bandits.py
 
+import bandits
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    torch.set_num_threads(1)
+from offmarl.data.table import Transitions
+
+
+@pytest.fixture(scope="session")
+def continuous() -> Transitions:
+    return bandits.continuous()
+
+
+@pytest.fixture(scope="session")
+def discrete() -> Transitions:
+    return bandits.discrete()
+
+
+@pytest.fixture(scope="session")
+def data(continuous, discrete) -> dict[str, Transitions]:
+    """Both, by the type of their actions."""
+    return {"continuous": continuous, "discrete": discrete}

@@ -26,11 +26,6 @@ KINDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data():
-    return {"continuous": bandits.continuous(), "discrete": bandits.discrete()}
-
-
 def learner_of(name, transitions, seeds=(0,), **values):
     return make_learner(f"d3rlpy:{name}", transitions.spec, {**SMALL, **values}, seeds)
 
@@ -269,9 +264,10 @@ def test_nan_is_told_as_divergence(data):
 
 
 def test_without_d3rlpy_one_line_says_what_to_install(monkeypatch, data):
-    from offmarl.learners import d3rlpy as adapter
+    from offmarl.learners import d3rlpy, d3rlpy_settings
 
-    adapter._algorithms.cache_clear()
+    d3rlpy.d3rlpy_learner.cache_clear()
+    d3rlpy_settings._algorithms.cache_clear()
     monkeypatch.setitem(sys.modules, "d3rlpy", None)
     with pytest.raises(UsageError, match=r'pip install "offmarl\[d3rlpy\]"'):
         make_learner("d3rlpy:iql", data["continuous"].spec)

@@ -15,11 +15,6 @@ from offmarl.learners.registry import make_learner
 OBS = torch.rand(1, 500, 2, 3, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
 
-@pytest.fixture(scope="module")
-def data():
-    return bandits.continuous()
-
-
 def batch_of(seeds: int, rows: int = 40, seed: int = 0) -> Batch:
     """Random transitions of agents with two and one action dimensions; every fifth ends, half of them by time."""
     g = torch.Generator().manual_seed(seed)
@@ -161,9 +156,9 @@ def test_dead_agents_teach_nothing():
 
 
 @pytest.mark.parametrize("mixer", [False, True])
-def test_the_policy_beats_the_behaviour_and_without_weights_equals_it(data, mixer):
+def test_the_policy_beats_the_behaviour_and_without_weights_equals_it(continuous, mixer):
     def gained(temperature: float) -> float:
-        learner = bandits.trained("icq", data, mixer=mixer, policy_temperature=temperature)
+        learner = bandits.trained("icq", continuous, mixer=mixer, policy_temperature=temperature)
         reached = bandits.continuous_reward(OBS, learner.act(OBS)).mean()
         return float((reached - behaviour) / (best - behaviour))
 
@@ -175,11 +170,11 @@ def test_the_policy_beats_the_behaviour_and_without_weights_equals_it(data, mixe
         assert abs(gained(1e6)) < 0.15
 
 
-def test_the_mixers_weights_are_not_negative_and_its_total_grows_with_every_value(data):
+def test_the_mixers_weights_are_not_negative_and_its_total_grows_with_every_value(continuous):
     learner = bandits.train(
-        make_learner("icq", data.spec, {"hidden": (16, 16), "mixer": True}, (0, 1)), data, 30
+        make_learner("icq", continuous.spec, {"hidden": (16, 16), "mixer": True}, (0, 1)), continuous, 30
     )
-    batch = data.sample(200, [torch.Generator().manual_seed(seed) for seed in range(2)])
+    batch = continuous.sample(200, [torch.Generator().manual_seed(seed) for seed in range(2)])
     obs, action = learner.prepare(batch.obs), batch.action.transpose(1, 2)
     _, weight, bias = learner.mixing(learner.mixer, obs, action, None)
     assert weight.min() > 0
@@ -193,9 +188,9 @@ def test_the_mixers_weights_are_not_negative_and_its_total_grows_with_every_valu
         assert (learner.q_total(higher, weight, bias) > total).all()
 
 
-def test_with_a_mixer_rewards_are_added_up_in_one_unit(data):
-    scaled = data.with_reward(data.column("reward") * torch.tensor([1.0, 10.0]))
-    learner = make_learner("icq", data.spec, {"mixer": True, "share": False})
+def test_with_a_mixer_rewards_are_added_up_in_one_unit(continuous):
+    scaled = continuous.with_reward(continuous.column("reward") * torch.tensor([1.0, 10.0]))
+    learner = make_learner("icq", continuous.spec, {"mixer": True, "share": False})
     learner.observe(scaled.statistics())
     assert learner.rewards.scale[0] == learner.rewards.scale[1]
     batch = scaled.sample(64, [torch.Generator().manual_seed(0)])
@@ -229,10 +224,12 @@ def test_the_mixer_sees_the_state_where_the_task_has_one():
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_with_a_mixer_a_seed_alone_equals_the_seed_in_a_stack(data, share):
+def test_with_a_mixer_a_seed_alone_equals_the_seed_in_a_stack(continuous, share):
     values = {"hidden": (16, 16), "mixer": True, "share": share}
-    alone = bandits.train(make_learner("icq", data.spec, values, (1,)), data, 20, 64).state_dict()
-    stacked = bandits.train(make_learner("icq", data.spec, values, (0, 1, 2)), data, 20, 64).state_dict()
+    alone = bandits.train(make_learner("icq", continuous.spec, values, (1,)), continuous, 20, 64).state_dict()
+    stacked = bandits.train(
+        make_learner("icq", continuous.spec, values, (0, 1, 2)), continuous, 20, 64
+    ).state_dict()
     compared = [key for key in alone if key.endswith(("weight", "bias"))]
     assert {"mixer.0.weight", "target_mixer.2.bias", "log_sd.0.bias", "value.0.weight"} <= set(compared)
     for key in compared:
@@ -240,11 +237,11 @@ def test_with_a_mixer_a_seed_alone_equals_the_seed_in_a_stack(data, share):
 
 
 @pytest.mark.parametrize("mixer", [False, True])
-def test_a_checkpoint_in_a_file_goes_on_identically(data, mixer, tmp_path):
+def test_a_checkpoint_in_a_file_goes_on_identically(continuous, mixer, tmp_path):
     def made():
-        return make_learner("icq", data.spec, {"hidden": (16, 16), "mixer": mixer}, (0, 1))
+        return make_learner("icq", continuous.spec, {"hidden": (16, 16), "mixer": mixer}, (0, 1))
 
-    first = bandits.train(made(), data, 3, 32)
+    first = bandits.train(made(), continuous, 3, 32)
     save_file(first.state_dict(), tmp_path / "checkpoint.safetensors")
     second = made()
     second.load_state_dict(load_file(tmp_path / "checkpoint.safetensors"))
@@ -252,7 +249,7 @@ def test_a_checkpoint_in_a_file_goes_on_identically(data, mixer, tmp_path):
     for learner in (first, second):
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         for _ in range(3):
-            learner.update(data.sample(32, generators))
+            learner.update(continuous.sample(32, generators))
     for key, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[key]), key
     if mixer:

@@ -14,11 +14,6 @@ from offmarl.learners.registry import LEARNERS, make_learner
 ALL = [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds]
 
 
-@pytest.fixture(scope="module")
-def data():
-    return {"continuous": bandits.continuous(), "discrete": bandits.discrete()}
-
-
 def learner_of(name, transitions, seeds=(0,), **values):
     return make_learner(name, transitions.spec, {"hidden": (16, 16), **values}, seeds)
 
@@ -43,7 +38,7 @@ def test_metrics_are_one_finite_number_a_seed(data, name, kind):
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     metrics = {}
     for _ in range(2):
-        metrics |= learner.update(data[kind].sample(32, generators))
+        metrics |= learner.update(learner.sample(data[kind], 32, generators))
     assert "policy_loss" in metrics or "critic_loss" in metrics
     for name_, value in metrics.items():
         assert value.shape == (2,), name_
@@ -59,7 +54,7 @@ def test_a_restored_learner_goes_on_identically(data, name, kind):
     for learner in (first, second):
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         for _ in range(3):
-            learner.update(data[kind].sample(32, generators))
+            learner.update(learner.sample(data[kind], 32, generators))
     for key, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[key]), key
 
@@ -88,7 +83,7 @@ def test_wrong_settings_are_refused_with_the_near_name():
         make_learner("bc", task, {"hidden": []})
     with pytest.raises(UsageError, match=r"unknown learner 'cq'.*cql"):
         make_learner("cq", task)
-    with pytest.raises(UsageError, match=r"no discrete actions.*bc, cql"):
+    with pytest.raises(UsageError, match=r"no discrete actions.*bc, cfcql, cql"):
         make_learner("td3bc", bandits.spec("discrete"))
 
 

@@ -4,19 +4,9 @@ import bandits
 import pytest
 import torch
 
-from offmarl.learners.registry import make_learner
+from offmarl.learners.registry import LEARNERS, make_learner
 
 OBS = torch.rand(1, 500, 2, 3, generator=torch.Generator().manual_seed(5)) * 2 - 1
-
-
-@pytest.fixture(scope="module")
-def continuous():
-    return bandits.continuous()
-
-
-@pytest.fixture(scope="module")
-def discrete():
-    return bandits.discrete()
 
 
 def test_cloning_equals_the_behaviour(continuous):
@@ -48,7 +38,7 @@ def test_discrete_cloning_takes_the_majority_and_cql_the_best(discrete):
     assert (chosen == bandits.best_choice(OBS)).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("name", ["bc", "cql"])
+@pytest.mark.parametrize("name", [name for name, kinds in LEARNERS.items() if "discrete" in kinds])
 def test_no_illegal_choice_is_ever_made(discrete, name):
     learner = make_learner(name, discrete.spec, {}, seeds=(0, 1))
     generator = torch.Generator().manual_seed(0)
@@ -63,18 +53,19 @@ def test_no_illegal_choice_is_ever_made(discrete, name):
 
 def test_double_q_targets_ignore_illegal_successors(discrete):
     learner = make_learner("cql", discrete.spec, {"centre_rewards": False, "standardise_rewards": False})
-    batch = discrete.sample(64, [torch.Generator().manual_seed(0)])
+    batch = discrete.sample_steps(64, [torch.Generator().manual_seed(0)])
     batch.terminated = torch.zeros_like(batch.terminated)
-    batch.next_legal = torch.zeros(1, 64, 2, 4, dtype=torch.bool)
-    batch.next_legal[..., 3] = True
-    next_q = learner.apply(learner.target_critic, learner.prepare(batch.next_obs))[..., 3]
-    expected = batch.reward.transpose(1, 2) + 0.95 * next_q
-    torch.testing.assert_close(learner.td_target(batch), expected)
+    batch.legal = torch.zeros(1, 64, 2, 2, 4, dtype=torch.bool)
+    batch.legal[..., 3] = True
+    q, target_q = learner.frames(batch)
+    assert (q[:, :, 1:].argmax(-1) != 3).any()
+    expected = batch.reward + 0.95 * target_q[..., 3]
+    torch.testing.assert_close(learner.td_target(batch, learner.double_q(q, target_q, batch)), expected)
 
 
 def test_choices_an_agent_does_not_have_are_never_made():
     task = bandits.spec("discrete", actions=(5, 2))
-    for name in ("bc", "cql"):
+    for name in ("bc", "cql", "cfcql", "icq", "iql", "omar"):
         action = make_learner(name, task).act(torch.randn(1, 500, 2, 3))
         assert action[..., 0].max() > 1
         assert action[..., 1].max() <= 1

@@ -10,22 +10,17 @@ from offmarl.streams import stream
 OBS = torch.rand(1, 500, 2, 3, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
 
-@pytest.fixture(scope="module")
-def data():
-    return bandits.continuous()
-
-
-def states_of(learner, data, count=200):
-    batch = data.sample(count, [stream(seed, "test") for seed in learner.seeds])
+def states_of(learner, transitions, count=200):
+    batch = transitions.sample(count, [stream(seed, "test") for seed in learner.seeds])
     return learner.inputs.states(
         learner.prepare(batch.obs), batch.action.transpose(1, 2).contiguous(), batch.state
     )
 
 
 @pytest.mark.parametrize("critic", ["own", "joint", "central"])
-def test_the_best_of_the_last_samples_and_the_policys_action_is_found(data, monkeypatch, critic):
-    learner = make_learner("omar", data.spec, {"critic": critic, "last_layer_bound": 2.0}, seeds=(0, 1))
-    states = states_of(learner, data)
+def test_the_best_of_the_last_samples_and_the_policys_action_is_found(continuous, monkeypatch, critic):
+    learner = make_learner("omar", continuous.spec, {"critic": critic, "last_layer_bound": 2.0}, seeds=(0, 1))
+    states = states_of(learner, continuous)
     rated = []
     first_q = learner.first_q
 
@@ -44,11 +39,11 @@ def test_the_best_of_the_last_samples_and_the_policys_action_is_found(data, monk
     assert len(chosen.unique()) > 5
 
 
-def test_the_search_closes_in_on_a_narrow_hill(data, monkeypatch):
-    states = states_of(make_learner("omar", data.spec), data)
+def test_the_search_closes_in_on_a_narrow_hill(continuous, monkeypatch):
+    states = states_of(make_learner("omar", continuous.spec), continuous)
 
     def distance(rounds):
-        learner = make_learner("omar", data.spec, {"rounds": rounds, "samples": 20})
+        learner = make_learner("omar", continuous.spec, {"rounds": rounds, "samples": 20})
         monkeypatch.setattr(learner, "first_q", lambda _, own: -20 * (own - 0.7).square().sum(-1))
         return float((learner.rectified(states) - 0.7).abs().mean())
 
@@ -77,21 +72,21 @@ def test_narrower_agents_stay_narrow():
     assert (found[:, 0] != 0).all()
 
 
-def test_without_rectification_an_update_is_that_of_cql(data):
+def test_without_rectification_an_update_is_that_of_cql(continuous):
     """The search draws after everything else, so that numbers are the same until the second update."""
     pair = []
     for name, own in (("omar", {"coefficient": 0.0}), ("cql", {})):
-        learner = make_learner(name, data.spec, {"hidden": (16, 16), **own})
-        learner.observe(data.statistics())
-        learner.update(data.sample(64, [stream(0, "sample")]))
+        learner = make_learner(name, continuous.spec, {"hidden": (16, 16), **own})
+        learner.observe(continuous.statistics())
+        learner.update(continuous.sample(64, [stream(0, "sample")]))
         pair.append(learner.state_dict())
     for key, tensor in pair[1].items():
         assert key == "generators" or torch.equal(tensor, pair[0][key]), key
 
 
 @pytest.mark.parametrize("settings", [{}, {"critic": "joint"}, {"share": True}])
-def test_it_beats_the_behaviour(data, settings):
-    learner = bandits.trained("omar", data, 150, alpha=0.3, learning_rate=1e-2, **settings)
+def test_it_beats_the_behaviour(continuous, settings):
+    learner = bandits.trained("omar", continuous, 150, alpha=0.3, learning_rate=1e-2, **settings)
     behaviour = bandits.continuous_reward(OBS, bandits.behaviour(OBS)).mean()
     best = bandits.continuous_reward(OBS, 0.8 * OBS[..., :1]).mean()
     gained = (bandits.continuous_reward(OBS, learner.act(OBS)).mean() - behaviour) / (best - behaviour)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from walk import record
 
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
@@ -21,6 +22,11 @@ from offmarl.training.run import RunFolder
 from offmarl.training.run import load_policy as load_run
 
 ROWS = 88
+
+
+def inputs(task: EnvSpec) -> tuple[torch.Tensor, torch.Tensor | None]:
+    given = probes(make_learner("bc", task))
+    return given["obs"], given.get("legal")
 
 
 def spec(discrete: bool, roles: bool = False) -> EnvSpec:
@@ -54,17 +60,7 @@ def table(task: EnvSpec) -> Transitions:
 
 def trained(folder: Path, learner: str, task: EnvSpec, **values: object) -> RunFolder:
     settings = {"hidden": [8, 8], **values}
-    record = {
-        "id": f"walk/test-v0/{learner}",
-        "status": "running",
-        "dataset": {"id": "walk/test-v0", "path": "", "sha256": ""},
-        "env": task.model_dump(mode="json"),
-        "learner": learner,
-        "learner_config": settings,
-        "rewards": "team",
-        "seeds": [3, 5],
-    }
-    run = RunFolder.create(folder, record)
+    run = RunFolder.create(folder, record(f"walk/test-v0/{learner}", (3, 5), learner, task, settings))
     config = TrainConfig(steps=6, batch_size=16, log_every=6, checkpoint_every=6, tensorboard=False)
     train(make_learner(learner, task, settings, [3, 5]), table(task), config, run)
     return run
@@ -89,7 +85,16 @@ def same(
 @pytest.mark.parametrize("roles", [False, True])
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(
-    ("learner", "discrete"), [("bc", False), ("td3bc", False), ("cql", False), ("bc", True), ("cql", True)]
+    ("learner", "discrete"),
+    [
+        ("bc", False),
+        ("td3bc", False),
+        ("cql", False),
+        ("iql", False),
+        ("bc", True),
+        ("cql", True),
+        ("omar", True),
+    ],
 )
 def test_a_policy_loads_by_itself_and_acts_as_the_run(tmp_path, learner, discrete, share, roles):
     task = spec(discrete, roles)
@@ -99,7 +104,7 @@ def test_a_policy_loads_by_itself_and_acts_as_the_run(tmp_path, learner, discret
     policy = load_policy(tmp_path / "out")
     assert policy.about == json.loads((tmp_path / "out/policy.json").read_text()) == about
     assert (about["seed"], about["steps"], about["agents"]) == (5, 6, ["red", "blue"])
-    obs, legal = probes(task)
+    obs, legal = inputs(task)
     obs = 5 + 3 * obs
     same(run, 1, policy(obs, legal), obs, legal)
     first_seed = as_the_run(run, 0, obs, legal)
@@ -114,7 +119,7 @@ def test_three_lines_need_no_training_code(tmp_path):
     script = (
         f"import sys, torch\n{about['load']}\naction = policy(torch.ones(4, 2, 3))\n"
         "loaded = [name for name in sys.modules if name.startswith('offmarl.')]\n"
-        "assert sorted(loaded) == ['offmarl.errors', 'offmarl.policy'], loaded\n"
+        "assert sorted(loaded) == ['offmarl.errors', 'offmarl.policy', 'offmarl.stored_json'], loaded\n"
         "print(action.tolist())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
@@ -126,7 +131,7 @@ def test_three_lines_need_no_training_code(tmp_path):
 def test_torchscript_needs_only_pytorch(tmp_path, discrete):
     run = trained(tmp_path / "run", "bc", spec(discrete))
     export_run(run, "torchscript", tmp_path / "out")
-    obs, legal = probes(run.spec)
+    obs, legal = inputs(run.spec)
     save_file(
         {"obs": obs} if legal is None else {"obs": obs, "legal": legal}, str(tmp_path / "in.safetensors")
     )
@@ -152,7 +157,7 @@ def test_onnx_runs_on_any_number_of_frames(tmp_path, discrete):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["policy.json", "policy.onnx"]
     session = onnxruntime.InferenceSession(str(tmp_path / "out/policy.onnx"))
     assert [given.name for given in session.get_inputs()] == list(about["inputs"])
-    obs, legal = probes(run.spec)
+    obs, legal = inputs(run.spec)
     for frames in (1, 7):
         given = {"obs": obs[:frames].numpy()} | ({} if legal is None else {"legal": legal[:frames].numpy()})
         found = torch.from_numpy(session.run(None, given)[0])
@@ -168,7 +173,7 @@ def test_d3rlpy_policies_export_as_torchscript(tmp_path, algorithm, discrete):
     assert not (tmp_path / "out").exists()
     export_run(run, "torchscript", tmp_path / "out", seed=5)
     script = torch.jit.load(tmp_path / "out/policy.pt")
-    obs, legal = probes(run.spec)
+    obs, legal = inputs(run.spec)
     same(run, 1, script(*([obs] if legal is None else [obs, legal])), obs, legal)
     with pytest.raises(DataError, match=r"holds policy\.pt: import torch; policy = torch\.jit\.load"):
         load_policy(tmp_path / "out")

@@ -10,72 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from walk import SPEC, VALUES, config, new_run, record, run_training, table
 
-from offmarl.data.table import Transitions
-from offmarl.envs.base import EnvSpec, Frame
+from offmarl.envs.base import Frame
 from offmarl.errors import DataError, OffmarlError, UsageError
 from offmarl.learners.registry import make_learner
-from offmarl.settings import configure
-from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.logging import read_metrics
-from offmarl.training.loop import TrainConfig, train
+from offmarl.training.loop import train
 from offmarl.training.run import RunFolder, find_run, list_runs, load_policy, seeds_text
-
-NAMES = ("red", "blue")
-SPEC = EnvSpec(
-    id="walk",
-    agents=NAMES,
-    groups=(NAMES,),
-    action_type="continuous",
-    obs_names=(("x", "y"),) * 2,
-    action_names=(("u",),) * 2,
-    horizon=10,
-)
-VALUES = {"hidden": [8, 8]}
-
-
-def table() -> Transitions:
-    generator = stream(0, "walk")
-    arrays = {
-        "obs": torch.randn(220, 2, 2, generator=generator),
-        "action": torch.rand(220, 2, 1, generator=generator) * 2 - 1,
-        "team_reward": torch.randn(220, generator=generator),
-        "terminated": torch.zeros(220),
-        "truncated": torch.zeros(220),
-    }
-    return Transitions.from_arrays(SPEC, arrays, torch.arange(0, 221, 11))
-
-
-def record(
-    name: str = "walk/test-v0/td3bc-team-s0-1", seeds: tuple[int, ...] = (0, 1), learner: str = "td3bc"
-) -> dict:
-    return {
-        "id": name,
-        "status": "running",
-        "dataset": {"id": "walk/test-v0", "path": "", "sha256": ""},
-        "env": SPEC.model_dump(mode="json"),
-        "learner": learner,
-        "learner_config": VALUES,
-        "rewards": "team",
-        "seeds": list(seeds),
-    }
-
-
-def new_run(folder: Path, **about: object) -> RunFolder:
-    return RunFolder.create(folder, record(**about))
-
-
-def config(**values: object) -> TrainConfig:
-    usual = {"steps": 40, "batch_size": 16, "log_every": 5, "checkpoint_every": 10, "tensorboard": False}
-    return configure(TrainConfig, {**usual, **values}, "train")
-
-
-def run_training(
-    run: RunFolder, resume: bool = False, progress=None, learner: str = "td3bc", **values: object
-) -> None:
-    made = make_learner(learner, SPEC, VALUES, run.record["seeds"])
-    train(made, table(), config(**values), run, resume, progress)
 
 
 def same_run(one: RunFolder, other: RunFolder) -> None:
@@ -115,9 +58,9 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import test_loop
-run = test_loop.RunFolder.open(Path(sys.argv[1]))
-test_loop.run_training(run, progress=lambda done, total: time.sleep(0.02 if done > 12 else 0))
+import walk
+run = walk.RunFolder.open(Path(sys.argv[1]))
+walk.run_training(run, progress=lambda done, total: time.sleep(0.02 if done > 12 else 0))
 """
 
 
@@ -225,7 +168,7 @@ def test_damaged_runs_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="'env' is damaged"):
         load_policy(run)
     (run.folder / "run.json").write_text('{"id": "x"}')
-    with pytest.raises(DataError, match="it has no 'created'"):
+    with pytest.raises(DataError, match="it has no field 'created'"):
         RunFolder.open(run.folder)
     (run.folder / "run.json").write_text("{")
     with pytest.raises(DataError, match="JSON"):

@@ -19,11 +19,8 @@ FAST = {"steps": 4, "batch_size": 32, "log_every": 2, "checkpoint_every": 2, "te
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("data") / "random-v0"
-    with make("mpe_tag", 8) as env, Writer(where, env.spec, id="mpe_tag/random-v0") as writer:
-        collect(env, RandomPolicy(env.spec), writer, 200, 0)
-    return where
+def folder(random_dataset):
+    return random_dataset("mpe_tag", 200, 8)
 
 
 @pytest.fixture

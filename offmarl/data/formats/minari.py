@@ -189,7 +189,7 @@ class MinariSource(Source):
         for name, shape in self._info_shapes(steps + 1).items():
             if name not in self._infos:
                 continue
-            values = (episode["infos"] or {}).get(INFOS[name])
+            values: Any = (episode["infos"] or {}).get(INFOS[name])
             if not self._fits(values, shape):
                 found = list(values.shape) if isinstance(values, np.ndarray) else "no array"
                 raise DataError(
