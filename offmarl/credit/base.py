@@ -51,6 +51,7 @@ class Decomposer(ABC):
     """Splits the team's reward into one reward per agent. Never sees the true individual rewards."""
 
     config_class: ClassVar[type]
+    reads_obs: ClassVar[bool] = False  # beside `transition_inputs`, which of many tasks is the state
 
     def __init__(
         self,

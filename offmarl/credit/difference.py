@@ -47,6 +47,7 @@ class Difference(Regression):
     """Team reward minus the prediction with the agent's action replaced; see the module's docstring."""
 
     config_class = DifferenceConfig
+    reads_obs = True  # which the behaviour depends on
     config: DifferenceConfig
     model: TeamRewardModel
     behaviour: "Behaviour"

@@ -51,7 +51,8 @@ def input_layout(spec: EnvSpec, owner: Mapping[str, str] | None = None) -> Input
 
     The situation is the global state where the environment says who owns its dimensions, otherwise all
     agents' observations, each owned by its agent. Discrete actions are one-hot. Successors are named
-    `next.<name>`: rewards of many tasks (the particle worlds, for instance) depend on them.
+    `next.<name>`: rewards of many tasks (the particle worlds, for instance) depend on them. What agents were paid
+    (`spec.state_rewards`) is left out of the state: it is the answer.
 
     `owner` corrects who owns what: a variable's name, or a pattern such as `*.prey.*`, to an agent's name or
     `nobody`. A name beats a pattern, a later pattern an earlier one, and a successor follows its variable
@@ -59,7 +60,9 @@ def input_layout(spec: EnvSpec, owner: Mapping[str, str] | None = None) -> Input
     and an unknown owner.
     """
     if spec.state_owner:
-        situation = list(zip(spec.state_names, spec.state_owner, strict=True))
+        told = set(spec.state_rewards)
+        whole = enumerate(zip(spec.state_names, spec.state_owner, strict=True))
+        situation = [variable for dimension, variable in whole if dimension not in told]
     else:
         situation = _prefixed(spec, spec.obs_names)
     action = _prefixed(spec, spec.action_names)
@@ -101,8 +104,8 @@ def transition_inputs(transitions: Transitions, rows: Tensor) -> Tensor:
     """The variables of the transitions that start in `rows` [n]: [n, V] float32, raw units."""
     spec = transitions.spec
     if spec.state_owner:
-        situation = transitions.column("state")[rows]
-        successor = transitions.column("state")[rows + 1]
+        situation = _untold(transitions.column("state")[rows], spec)
+        successor = _untold(transitions.column("state")[rows + 1], spec)
     else:
         situation = _true_widths(transitions.column("obs")[rows], spec.obs_names)
         successor = _true_widths(transitions.column("obs")[rows + 1], spec.obs_names)
@@ -110,6 +113,16 @@ def transition_inputs(transitions: Transitions, rows: Tensor) -> Tensor:
     if spec.discrete:
         action = functional.one_hot(action.long(), spec.action_dim)  # [n, N, K]
     return torch.cat([situation, _true_widths(action, spec.action_names), successor], 1).float()
+
+
+def _untold(state: Tensor, spec: EnvSpec) -> Tensor:
+    """States [n, D] without what they tell of the agents' rewards."""
+    told = spec.state_rewards
+    if not told:
+        return state
+    kept = torch.ones(state.shape[1], dtype=torch.bool, device=state.device)
+    kept[list(told)] = False
+    return state[:, kept]
 
 
 def _true_widths(padded: Tensor, names: tuple[tuple[str, ...], ...]) -> Tensor:

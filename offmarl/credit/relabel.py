@@ -136,7 +136,7 @@ def decompose(
     require_valid(dataset)
     started = time.perf_counter()
     decomposer = make_decomposer(method, dataset.spec, dict(values or {}), seed, device, progress)
-    transitions = load_transitions(dataset, device)
+    transitions = load_transitions(dataset, device, obs=decomposer.reads_obs or not dataset.spec.state_owner)
     decomposer.fit(transitions)
     credit = decomposer.assign(transitions)
     seconds = time.perf_counter() - started

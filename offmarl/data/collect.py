@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offmarl.data.writer import Writer
-from offmarl.envs.base import Environment, Frame, Policy, Step
+from offmarl.envs.base import Environment, EnvSpec, Frame, Policy, Step
 from offmarl.errors import DataError, UsageError
 from offmarl.streams import stream, stream_seed
 
@@ -65,7 +65,7 @@ def _wave(
     generator = stream(seed, "policy", wave, device=device)
     frame = env.reset(stream_seed(seed, "wave", wave))
     policy.begin(torch.ones(copies, dtype=torch.bool, device=device), generator)
-    frames = [frame_arrays(frame)]
+    frames = [frame_arrays(frame, env.spec)]
     steps: list[dict[str, Tensor]] = []
     running = torch.ones(copies, dtype=torch.bool, device=device)
     length = torch.zeros(copies, dtype=torch.int64, device=device)
@@ -79,8 +79,8 @@ def _wave(
         action = policy.act(frame, generator)
         step = env.step(action)
         # In a copy that goes on, the successor is the next frame; in one that ended, it is the final row.
-        frames.append(frame_arrays(step.successor))
-        steps.append(step_arrays(action, step, env.spec.has_agent_reward))
+        frames.append(frame_arrays(step.successor, env.spec))
+        steps.append(step_arrays(frame, action, step, env.spec))
         ended = running & step.done
         length += running
         for name, values in policy.annotations().items():
@@ -102,21 +102,25 @@ def _wave(
     return arrays, (length + 1).cpu(), {name: values.cpu() for name, values in annotations.items()}
 
 
-def frame_arrays(frame: Frame) -> dict[str, Tensor]:
-    """Copy what a frame shows: simulators reuse their buffers."""
+def frame_arrays(frame: Frame, spec: EnvSpec) -> dict[str, Tensor]:
+    """Copy what a frame shows and a dataset of `spec` stores: simulators reuse their buffers."""
     present = {field.name: getattr(frame, field.name) for field in fields(frame)}
+    if spec.rendered:
+        present["obs"] = present["position"] = None
     return {name: _stored(values) for name, values in present.items() if values is not None}
 
 
-def step_arrays(action: Tensor, step: Step, agent_reward_known: bool) -> dict[str, Tensor]:
-    """Copy what a step led to."""
+def step_arrays(frame: Frame, action: Tensor, step: Step, spec: EnvSpec) -> dict[str, Tensor]:
+    """Copy what acting on `frame` led to."""
+    if spec.rendered and frame.alive is not None:
+        action = action * frame.alive  # what the dead were told to do means nothing, and does not compress
     arrays = {
         "action": _stored(action),
         "team_reward": _stored(step.team_reward),
         "terminated": _stored(step.terminated),
         "truncated": _stored(step.truncated),
     }
-    if agent_reward_known and step.agent_reward is not None:
+    if spec.has_agent_reward and step.agent_reward is not None:
         arrays["agent_reward"] = _stored(step.agent_reward)
     return arrays
 

@@ -23,33 +23,41 @@ from offmarl.data.table import (
     empty_table,
     rows_with_successor,
 )
+from offmarl.envs.base import EnvSpec
+from offmarl.envs.magent_render import render
 from offmarl.errors import DataError
 
 SOURCES = {"reward": "team_reward"}  # columns that are filled from an array of another name
 
 
-def load_transitions(dataset: Dataset, device: torch.device | str = "cpu") -> Transitions:
+def load_transitions(dataset: Dataset, device: torch.device | str = "cpu", obs: bool = True) -> Transitions:
     """Read a dataset to a table on `device`, with `reward` the team's reward for everyone.
 
-    The true rewards of the agents are never part of it. Raises `DataError` for a file that ends early.
+    `obs` false leaves out observations that would have to be rendered, for who works with the state. The true rewards
+    of the agents are never part of it. Raises `DataError` for a file that ends early, and where observations that have
+    to be rendered would fill the memory.
     """
     card = dataset.card
     shapes = column_shapes(card.env, [name for name in OPTIONAL_COLUMNS if name in card.arrays])
+    if card.env.rendered and obs:
+        _require_memory(dataset)
+    elif card.env.rendered:
+        del shapes["obs"]
     columns = column_slices(shapes)
     row = empty_table(card.rows, columns, torch.device("cpu"))
     table = row.numpy()
     for part in dataset.parts:
-        _load_part(part, table[part.first_row : part.first_row + part.rows], columns)
+        _load_part(part, table[part.first_row : part.first_row + part.rows], columns, card.env)
     start = dataset.episode_start
     transitions = Transitions(card.env, row, columns, rows_with_successor(start), start)
     return transitions.to(device)
 
 
-def _load_part(part: Part, table: np.ndarray, columns: dict[str, slice]) -> None:
+def _load_part(part: Part, table: np.ndarray, columns: dict[str, slice], spec: EnvSpec) -> None:
     """Fill `table` [rows, W] from one file, a block of rows over all columns at a time."""
     targets: dict[str, list[slice]] = {}
     for name, where in columns.items():
-        if name != "done":
+        if name != "done" and not (name == "obs" and spec.rendered):
             targets.setdefault(SOURCES.get(name, name), []).append(where)
     with hdf5.open_file(part.path) as file, open(part.path, "rb", buffering=0) as raw:
         arrays = {name: _ChunkReader(part.path, raw.fileno(), file[name]) for name in targets}
@@ -60,8 +68,22 @@ def _load_part(part: Part, table: np.ndarray, columns: dict[str, slice]) -> None
                 values = array.read(first, len(block))
                 for where in targets[name]:
                     block[:, where] = values
+            if spec.rendered and "obs" in columns:
+                state = torch.from_numpy(block[:, columns["state"]].copy())
+                block[:, columns["obs"]] = render(spec, state).flatten(1).numpy()
             ends = block[:, columns["terminated"]], block[:, columns["truncated"]]
             np.maximum(*ends, out=block[:, columns["done"]])
+
+
+def _require_memory(dataset: Dataset) -> None:
+    """Raise `DataError` where a table of all observations would take more than half of this machine's memory."""
+    spec = dataset.spec
+    needed = 4 * dataset.card.rows * spec.n_agents * spec.obs_dim
+    if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+        raise DataError(
+            f"{dataset.id}: the observations of {spec.n_agents} agents in {dataset.card.rows:,} rows take "
+            f"{needed / 2**30:.0f} GB as a table; take fewer rows, or a learner that renders what it draws"
+        )
 
 
 class _ChunkReader:

@@ -30,7 +30,7 @@ class EpisodeRecorder:
 
     def __call__(self, frame: Frame, action: Tensor, step: Step) -> None:
         """Take in one step of all copies."""
-        self.history.append(frame_arrays(frame) | step_arrays(action, step, self.spec.has_agent_reward))
+        self.history.append(frame_arrays(frame, self.spec) | step_arrays(frame, action, step, self.spec))
         self.age += 1
         ended = step.done.nonzero().squeeze(1)
         recorded = ended[ended < self.copies]
@@ -42,7 +42,7 @@ class EpisodeRecorder:
     def _append(self, copies: Tensor, length: int, step: Step) -> None:
         """Write the episodes of `copies`, which have all just ended after `length` steps."""
         last = {name: torch.zeros_like(values) for name, values in self.history[-1].items()}
-        last |= frame_arrays(step.successor)
+        last |= frame_arrays(step.successor, self.spec)
         entries = [*self.history[-length:], last]
         arrays = {
             name: torch.stack([entry[name][copies] for entry in entries], dim=1).flatten(0, 1).cpu()

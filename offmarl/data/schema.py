@@ -1,5 +1,7 @@
 """What a dataset folder holds: `dataset.json` (the card) and the arrays of `data.h5`.
 
+Where hundreds of agents look at one map (`EnvSpec.rendered`) only its states are stored; what is observed follows.
+
 Shapes: R rows, E episodes, N agents, O observation, A action dimensions, K discrete choices, D state.
 """
 
@@ -42,7 +44,11 @@ class ArrayLayout(NamedTuple):
 
 
 def array_layout(spec: EnvSpec) -> dict[str, ArrayLayout]:
-    """Say which arrays a dataset of `spec` must and may hold; flags and choices take narrow integers."""
+    """Say which arrays a dataset of `spec` must and may hold; flags and choices take narrow integers.
+
+    Where `spec.rendered`, no observation is stored: `Dataset.read("obs")` makes them of the state. Such a dataset is
+    compressed, and a few bytes a step and unit.
+    """
     n_agents, width = spec.n_agents, spec.action_dim
     if spec.discrete:
         action = ArrayLayout((n_agents,), "uint8" if width <= 256 else "int32", True)
@@ -60,6 +66,9 @@ def array_layout(spec: EnvSpec) -> dict[str, ArrayLayout]:
         "alive": ArrayLayout((n_agents,), "uint8", False),
         "position": ArrayLayout((n_agents, 2), "float32", False),
     }
+    if spec.rendered:  # what is observed follows from the state, and is rendered when it is asked for
+        layout["state"] = layout["state"]._replace(required=True)
+        del layout["obs"], layout["position"]
     if not spec.state_dim:
         del layout["state"]
     if not spec.discrete:

@@ -26,6 +26,7 @@ from offmarl.data.schema import (
     read_card,
 )
 from offmarl.envs.base import EnvSpec
+from offmarl.envs.magent_render import render
 from offmarl.errors import DataError, unknown_name
 
 PARTIAL = ".partial"  # suffix of a folder that is being written
@@ -145,7 +146,12 @@ class Dataset:
         return tensor != 0 if name in FLAGS else tensor
 
     def read_numpy(self, name: str, first: int, last: int) -> np.ndarray:
-        """Read rows first..last of an array as stored, checksums verified. Raises like `read`."""
+        """Read rows first..last of an array as stored, checksums verified. Raises like `read`.
+
+        Observations that are not stored are rendered: exactly, but slowly for many agents.
+        """
+        if name == "obs" and self.spec.rendered:
+            return render(self.spec, torch.from_numpy(self.read_numpy("state", first, last))).numpy()
         if name not in self.card.arrays:
             raise unknown_name(f"array of dataset {self.id}", name, self.card.arrays)
         stored = self.card.arrays[name]

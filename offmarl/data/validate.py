@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from offmarl.data.schema import DATA_NAME
 from offmarl.envs.base import EnvSpec
+from offmarl.envs.magent_render import impossible, no_beginning
 from offmarl.errors import DataError
 
 if TYPE_CHECKING:
@@ -155,6 +157,15 @@ def row_problems(
             row, count = first(ended & ~expected)
             name = "terminated" if arrays["terminated"][row] else "truncated"
             yield Problem(name, first_row + row, "end flag inside an episode", count)
+    if spec.rendered and "state" in arrays and finite:
+        states = torch.from_numpy(arrays["state"])
+        wrong = impossible(spec, states).numpy()
+        begins = torch.from_numpy(episode_start[:-1])
+        wrong[episode_start[:-1]] |= no_beginning(spec, states[begins]).numpy()
+        if wrong.any():
+            row, count = first(wrong)
+            message = f"no state of {spec.id} with these options: were they collected on another map?"
+            yield Problem("state", first_row + row, message, count)
     if "action" in arrays:
         yield from _action_problems(spec, arrays, final, first_row)
     if finite and "agent_reward" in arrays and "team_reward" in arrays:

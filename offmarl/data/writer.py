@@ -279,6 +279,7 @@ class Writer:
                 source.episode_start.numpy(),
                 {name: values.numpy() for name, values in source.hidden.items()},
                 self.waves,
+                compressed=self.spec.rendered,
             )
             statistics = episode_statistics(source)
         with self._writing():

@@ -96,6 +96,11 @@ class EnvSpec(BaseModel):
         return len(self.state_names)
 
     @property
+    def state_rewards(self) -> tuple[int, ...]:
+        """Dimensions of the state that tell what somebody was just paid."""
+        return tuple(d for d, name in enumerate(self.state_names) if name.endswith(".last_reward"))
+
+    @property
     def discrete(self) -> bool:
         """Whether actions are choices."""
         return self.action_type == "discrete"

@@ -31,6 +31,15 @@ class Best(BaseModel):
     largest: bool = True
 
 
+class Published(BaseModel):
+    """Numbers of a paper, shown beside one's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    numbers: dict[str, dict[str, str]]  # labels of a row, joined by blanks -> column -> what the paper says
+
+
 class TableSpec(BaseModel):
     """What a table shows of the grid.
 
@@ -50,11 +59,16 @@ class TableSpec(BaseModel):
         "cells"  # what is independent: whole cells, or each of their trained seeds
     )
     digits: Annotated[int, Field(ge=0, le=6)] = 2
+    published: Published | None = None  # for tables with `across`
 
     @model_validator(mode="after")
     def _one_metric_across(self) -> "TableSpec":
         if self.across is not None and len(self.metrics) != 1:
             raise ValueError(f"table '{self.title}': with 'across' give exactly one metric")
+        if self.published is not None and self.across is None:
+            raise ValueError(
+                f"table '{self.title}': 'published' needs 'across', whose values are its columns"
+            )
         return self
 
     def axes(self) -> list[str]:
@@ -154,6 +168,12 @@ def make_table(spec: TableSpec, cells: Sequence[MeasuredCell]) -> BenchTable:
         if not any(measured.values()):
             continue
         entries = [entry for column in columns for entry in _entries(spec, measured.get(column, []))]
+        if spec.published is not None:
+            said = spec.published.numbers.get(" ".join(key), {})
+            entries = [
+                f"{entry} ({said[column]})" if column in said else entry
+                for entry, column in zip(entries, columns, strict=True)
+            ]
         counts = [_count(spec, group) for group in measured.values()]
         count = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}–{max(counts)}"
         rows.append([*(label or NOTHING for label in key), *entries, count])
@@ -176,6 +196,8 @@ def _note(spec: TableSpec, cells: Sequence[MeasuredCell]) -> str:
             f"; of {', '.join(spec.best.over)} the {'largest' if spec.best.largest else 'smallest'} mean "
             f"{spec.best.metric} is shown, chosen alike in every entry"
         )
+    if spec.published is not None:
+        note += f"; in round brackets {spec.published.source}"
     return note
 
 

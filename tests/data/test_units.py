@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from offmarl.behaviour.collection import CollectRequest, collect_dataset
+from offmarl.credit.inputs import input_layout, transition_inputs
 from offmarl.data.load import load_transitions
 from offmarl.data.schema import CARD_NAME
 from offmarl.data.store import Dataset
 from offmarl.data.units import UnitRows
-from offmarl.data.validate import validate
+from offmarl.data.validate import row_problems, validate
 from offmarl.envs.magent_charge import Charge
 from offmarl.envs.registry import make
 from offmarl.errors import DataError, UsageError
-from offmarl.reporter import Reporter
+from offmarl.reporter import Silent
 from offmarl.streams import stream, stream_seed
 
 pytest.importorskip("magent2")
@@ -32,7 +33,7 @@ def dataset(tmp_path_factory) -> Dataset:
         env_options=OPTIONS,
         out=tmp_path_factory.mktemp("battles") / "charge-v0",
     )
-    return collect_dataset(request, Reporter())
+    return collect_dataset(request, Silent())
 
 
 def test_a_battle_takes_a_few_bytes_an_agent_and_is_valid(dataset: Dataset) -> None:
@@ -90,6 +91,20 @@ def test_agents_are_drawn_where_they_live_and_with_what_became_of_them(dataset: 
         UnitRows.load(dataset, "green")
 
 
+def test_a_decomposition_reads_the_state_but_not_what_anybody_was_paid(dataset: Dataset) -> None:
+    layout = input_layout(dataset.spec)
+    assert not any("last_reward" in name for name in layout.names)
+    assert {"red_0.x", "next.blue_3.health", "red_5.attack_+0_-1"} <= set(layout.names)
+    table = load_transitions(dataset, obs=False)
+    assert "obs" not in table.columns
+    rows = table.transition_rows[:50]
+    inputs = transition_inputs(table, rows)
+    assert inputs.shape == (50, len(layout.names))
+    health = layout.names.index("next.blue_3.health")
+    state = dataset.read("state")[rows + 1]
+    assert torch.equal(inputs[:, health], state[:, dataset.spec.state_names.index("blue_3.health")])
+
+
 def test_a_recording_of_another_map_or_magent2_is_refused(dataset: Dataset, tmp_path) -> None:
     card = json.loads((dataset.folder / CARD_NAME).read_text())
 
@@ -104,14 +119,14 @@ def test_a_recording_of_another_map_or_magent2_is_refused(dataset: Dataset, tmp_
     with pytest.raises(DataError, match="this is data of another map"):
         small.read("obs", slice(0, 1))
     large = changed("large", options={**card["env"]["options"], "map_size": 90})
-    assert validate(large) == [], "nobody stands where a larger map has no cell"
+    assert "were they collected on another map?" in str(validate(large)[0])
+    with pytest.raises(DataError, match="begin on another map"):
+        UnitRows.load(large)
     old = changed("old", versions={"magent2": "0.1.14"})
     with pytest.raises(DataError, match=r"data of magent2 0\.1\.14"):
         UnitRows.load(old)
     states = dataset.read_numpy("state", 0, 5).copy()
     states[3, 0] = 40  # outside the map
-    from offmarl.data.validate import row_problems
-
     start = torch.tensor([0, 5]).numpy()
     problems = list(row_problems(dataset.spec, {"state": states}, start, 100))
     assert [str(problem) for problem in problems] == [

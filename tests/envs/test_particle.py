@@ -17,6 +17,7 @@ WIDTHS = {
     "mpe_world_omar": 24,
     "mpe_tag_individual": 16,
     "mpe_targets": 20,
+    "mpe_predator_prey_large": 242,
 }
 
 
@@ -42,15 +43,15 @@ def test_an_episode_is_cut_at_the_horizon_and_nothing_is_lost(task: str) -> None
     spec = env.spec
     assert spec.n_agents == describe(task).agents
     assert frame.obs.shape == (3, spec.n_agents, WIDTHS[task])
-    for t in range(25):
+    for t in range(spec.horizon):
         before = env.entity_positions()
         step = env.step(random_action(env, t))
         assert not step.terminated.any()
-        assert step.truncated.all() == (t == 24)
+        assert step.truncated.all() == (t == spec.horizon - 1)
         torch.testing.assert_close(step.team_reward, step.agent_reward.sum(1))
         column = spec.obs_names[0].index("position_x")
         assert torch.equal(step.successor.position, step.successor.obs[..., column : column + 2])
-        if t < 24:
+        if t < spec.horizon - 1:
             assert step.frame is step.successor
     moved = (step.successor.position - before[:, : spec.n_agents]).abs()
     assert moved.max() < 0.2, "the successor goes on from the step before"
@@ -348,3 +349,16 @@ def test_nothing_leaves_the_device() -> None:
     )
     world.step(torch.zeros(2, 2, 4, device="meta"))
     assert world.position.device.type == "meta"
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_positions_that_were_seen_do_not_move_with_the_world(num_envs):
+    env = make("mpe_tag", num_envs)
+    before = env.reset(0).position
+    kept = before.clone()
+    everything, speeds = env.entity_positions(), env.entity_velocities()
+    for _ in range(2):  # the first only gives a velocity
+        env.step(torch.ones(num_envs, 3, 2))
+    assert torch.equal(before, kept)
+    assert not torch.equal(everything, env.entity_positions())
+    assert not torch.equal(speeds, env.entity_velocities())

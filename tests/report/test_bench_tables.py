@@ -51,6 +51,18 @@ def test_an_axis_across_gives_a_column_to_each_of_its_values():
     assert [(row[0], row[-1]) for row in planned.rows] == [("b", "0–2"), ("a", "1–2")]
 
 
+def test_numbers_of_a_paper_stand_beside_ones_own():
+    published = {"source": "a paper", "numbers": {"b": {"lo": "7±1"}}}
+    spec = TableSpec(
+        title="t", rows=["env"], across="sweep", metrics=["score"], digits=0, published=published
+    )
+    table = make_table(spec, cells(GRID))
+    assert table.rows == [["b", "3 [2, 4] (7±1)", "-", "2"], ["a", "20 [10, 30]", "20", "1–2"]]
+    assert "a paper" in table.note
+    with pytest.raises(ValueError, match="needs 'across'"):
+        TableSpec(title="t", rows=["env"], metrics=["score"], published=published)
+
+
 @pytest.mark.parametrize(("largest", "chosen"), [(True, "hi"), (False, "lo")])
 def test_the_best_of_a_sweep_is_shown_with_its_name(largest, chosen):
     grid = {**GRID, ("a", "hi", "1"): [28.0]}

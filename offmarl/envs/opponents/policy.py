@@ -74,12 +74,19 @@ class NetworkPolicy:
 
 
 class Flee:
-    """Run from whoever hunts, the nearer the more, and turn back near the edge of the world.
+    """Run from whoever hunts, the nearer the more, and turn back near the edge of the world, at ±`arena`.
 
     A hunter out of sight, observed as an offset of exactly zero, is ignored.
     """
 
-    def __init__(self, obs_names: Sequence[str], hunters: Sequence[str], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        obs_names: Sequence[str],
+        hunters: Sequence[str],
+        device: torch.device | str = "cpu",
+        arena: float = 1.0,
+    ):
+        self._arena = arena
         self._hunters = _columns(obs_names, hunters, "relative").to(device)
         self._position = list(obs_names).index("position_x")
 
@@ -87,7 +94,7 @@ class Flee:
         """[E, P, O] -> [E, P, 2], of length one at most."""
         offset = obs[..., self._hunters].unflatten(-1, (-1, 2))  # [E, P, hunters, 2]
         away = -(offset / offset.square().sum(-1, keepdim=True).clamp_min(1e-6)).sum(-2)
-        position = obs[..., self._position : self._position + 2]
+        position = obs[..., self._position : self._position + 2] / self._arena
         away = away - 1.5 * position * (position.abs() > 0.8)
         return away / (torch.linalg.vector_norm(away, dim=-1, keepdim=True) + 1e-6)
 
@@ -141,16 +148,18 @@ def make_opponent(
     targets: Sequence[str],
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
+    arena: float = 1.0,
 ) -> Opponent:
     """The policy called `name`: trained, random, a script (`flee` for prey, `chase` for predators) or a file.
 
-    `obs_names` is what an agent of this side observes, `targets` names the other side's agents. Raises
+    `obs_names` is what an agent of this side observes, `targets` names the other side's agents, `arena` is half the
+    side of the square that is theirs. Raises
     `UsageError` for a name that does not exist, `DataError` for a file that does not fit.
     """
     if name == "random":
         return Chance(generator)
     if name == "flee" and side == "prey":
-        return Flee(obs_names, targets, generator.device)
+        return Flee(obs_names, targets, generator.device, arena)
     if name == "chase" and side == "predators":
         return Chase(obs_names, targets, generator.device)
 

@@ -53,5 +53,6 @@ def build(
             targets=[task.world.entities[mover].name for mover in sides[other]],
             generator=generator,
             dtype=dtype,
+            arena=task_class.arena,
         )
     return ParticleEnvironment(task, learning, opponents, generator)

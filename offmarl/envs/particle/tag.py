@@ -42,6 +42,7 @@ class Hunt(Task):
     catch: ClassVar[float] = 10.0  # what a contact is worth
     prey_distance_reward: ClassVar[float] = 0.0  # per predator and unit of distance
     bound_penalty: ClassVar[float] = 1.0
+    arena: ClassVar[float] = 1.0  # half the side of the square in which episodes start and prey should stay
 
     def __init__(
         self,
@@ -56,7 +57,15 @@ class Hunt(Task):
         fast, faster = self.accelerations
         numbered = prey > 1 or self.prey_name != "prey"
         entities = [
-            Entity(f"{self.predator_name}_{i}", "predator", 0.075, True, acceleration=fast, max_speed=1.0)
+            Entity(
+                f"{self.predator_name}_{i}",
+                "predator",
+                0.075,
+                movable=True,
+                acceleration=fast,
+                max_speed=1.0,
+                reset_range=self.arena,
+            )
             for i in range(predators)
         ]
         entities += [
@@ -67,11 +76,13 @@ class Hunt(Task):
                 movable=True,
                 acceleration=faster,
                 max_speed=1.3,
+                reset_range=self.arena,
             )
             for i in range(prey)
         ]
         entities += [
-            Entity(f"landmark_{i}", "obstacle", 0.2, reset_range=0.9) for i in range(options.obstacles)
+            Entity(f"landmark_{i}", "obstacle", 0.2, reset_range=0.9 * self.arena)
+            for i in range(options.obstacles)
         ]
         super().__init__(options, [*entities, *scenery], num_envs, device, dtype, extra_rows)
         self._predators, self._prey = slice(0, predators), slice(predators, predators + prey)
@@ -109,7 +120,7 @@ class Hunt(Task):
     def prey_reward(self, distance: Tensor, contact: Tensor) -> Tensor:
         """Of each prey [prey, E]: caught, far from the predators, and outside the square of ±0.9."""
         reward = -self.catch * contact.sum(0) + self.prey_distance_reward * distance.sum(0)
-        return reward - self.bound_penalty * _outside(self.world.position[self._prey]).sum(1)
+        return reward - self.bound_penalty * outside(self.world.position[self._prey]).sum(1)
 
 
 class Tag(Hunt):
@@ -161,7 +172,7 @@ class TagIndividual(Hunt):
         )
 
 
-def _outside(position: Tensor) -> Tensor:
+def outside(position: Tensor) -> Tensor:
     """How far each coordinate is out of bounds: 0 within 0.9, linear, exponential beyond 1, at most 10."""
     x = position.abs()
     return torch.where(x < 1.0, (10 * (x - 0.9)).clamp_(min=0.0), torch.exp(2 * x - 2).clamp_(max=10.0))
