@@ -17,7 +17,7 @@ Shapes: S seeds, B windows, T time, N agents, K choices, D what the mixer sees.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -30,9 +30,8 @@ from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Count, Discount, Metrics, Positive
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.icq import ICQ
-from offmarl.learners.mixers import StateInput
 from offmarl.learners.networks import StackedMLP
-from offmarl.learners.optimiser import StackedAdam, minimise
+from offmarl.learners.optimiser import minimise
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 
 
@@ -73,24 +72,14 @@ class DiscreteICQ(ValueBased):
         super().__init__(spec, config, seeds, device)
         self.batch_unit = "episodes"
         self.policy = ChoicePolicy(self)
-        self.optimisers = [self.optimiser]
         if config.mixer:
-            self.states = self.keep("states", StateInput(self))
-            sizes = (self.states.width, config.mixer_hidden, spec.n_agents + 1)
-            self.mixer = self.stacked(StackedMLP, "mixer", sizes, per_seed=1)
-            self.target_mixer = self.keep("target_mixer", self.mixer.target())
-            adam: StackedAdam[Any] = StackedAdam(self.mixer, config.learning_rate, config.gradient_clip)
-            self.optimisers.append(self.keep("mixer_optimiser", adam))
+            self.keep_mixer(config.mixer_hidden, spec.n_agents + 1)
 
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of a dataset; with a mixer one reward unit for all agents."""
         super().observe(statistics)
-        if not self.config.mixer:
-            return
-        mean, std = statistics.reward_mean.to(self.device), statistics.reward_std.to(self.device)
-        self.rewards.observe(mean, std, statistics.terminates, together=True)
-        if self.config.normalise_observations:
-            self.states.observe(statistics)
+        if self.config.mixer:
+            self.observe_team(statistics, mixed=True)
 
     # ---- the paper's equations
 

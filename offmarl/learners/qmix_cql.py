@@ -9,7 +9,6 @@ Shapes: S seeds, B windows, T time, N agents, K choices, J sampled joint choices
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +18,8 @@ from offmarl.data.table import Statistics
 from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Count, Discount, Metrics, NonNegative, Positive
 from offmarl.learners.legality import allowed
-from offmarl.learners.mixers import Mixed, MixerKind, MonotonicMixer, StateInput, value_decomposition
-from offmarl.learners.networks import StackedMLP
-from offmarl.learners.optimiser import StackedAdam, minimise
+from offmarl.learners.mixers import Mixed, MixerKind, MonotonicMixer, value_decomposition
+from offmarl.learners.optimiser import minimise
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 
 
@@ -51,23 +49,14 @@ class TeamValue(ValueBased):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(spec, config, seeds, device)
-        self.optimisers = [self.optimiser]
         if config.mixer == "qmix":
-            self.states = self.keep("states", StateInput(self))
             weights = MonotonicMixer.outputs(spec.n_agents, config.mixer_embedding)
-            sizes = (self.states.width, config.hypernet_hidden, weights)
-            self.mixer = self.stacked(StackedMLP, "mixer", sizes, per_seed=1)
-            self.target_mixer = self.keep("target_mixer", self.mixer.target())
-            adam: StackedAdam[Any] = StackedAdam(self.mixer, config.learning_rate, config.gradient_clip)
-            self.optimisers.append(self.keep("mixer_optimiser", adam))
+            self.keep_mixer(config.hypernet_hidden, weights)
 
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of observations, states and rewards from a dataset; one reward unit for all agents."""
         super().observe(statistics)
-        mean, std = statistics.reward_mean.to(self.device), statistics.reward_std.to(self.device)
-        self.rewards.observe(mean, std, statistics.terminates, together=True)
-        if self.config.mixer == "qmix" and self.config.normalise_observations:
-            self.states.observe(statistics)
+        self.observe_team(statistics, mixed=self.config.mixer == "qmix")
 
     def mixers(self, batch: EpisodeBatch) -> tuple[Mixed, Mixed]:
         """Make the online mixer of the frames in which choices were made, the target one of their successors."""

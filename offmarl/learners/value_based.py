@@ -16,6 +16,8 @@ from offmarl.data.table import Statistics
 from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import ValueConfig
 from offmarl.learners.discrete import AgentNetwork, DiscreteConfig, DiscreteLearner
+from offmarl.learners.mixers import StateInput
+from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.learners.rewards import Rewards
 
@@ -49,6 +51,15 @@ class ValueBased(DiscreteLearner):
         self.target_critic = self.keep("target_critic", self.critic.target())
         adam: StackedAdam[Any] = StackedAdam(self.critic, config.learning_rate, config.gradient_clip)
         self.optimiser = self.keep("optimiser", adam)
+        self.optimisers = [self.optimiser]
+
+    def keep_mixer(self, hidden: int, outputs: int) -> None:
+        """Make the networks of a mixer, online and target, that depend on the state by so many `outputs`."""
+        self.states = self.keep("states", StateInput(self))
+        self.mixer = self.stacked(StackedMLP, "mixer", (self.states.width, hidden, outputs), per_seed=1)
+        self.target_mixer = self.keep("target_mixer", self.mixer.target())
+        adam: StackedAdam[Any] = StackedAdam(self.mixer, self.config.learning_rate, self.config.gradient_clip)
+        self.optimisers.append(self.keep("mixer_optimiser", adam))
 
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of observations and rewards from a dataset."""
@@ -56,6 +67,13 @@ class ValueBased(DiscreteLearner):
         self.rewards.observe(
             *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.terminates
         )
+
+    def observe_team(self, statistics: Statistics, mixed: bool) -> None:
+        """Take one reward unit for all agents and, where a mixer depends on it, the moments of the state."""
+        mean, std = statistics.reward_mean.to(self.device), statistics.reward_std.to(self.device)
+        self.rewards.observe(mean, std, statistics.terminates, together=True)
+        if mixed and self.config.normalise_observations:
+            self.states.observe(statistics)
 
     def q_of(self, q: Tensor, action: Tensor) -> Tensor:
         """Pick the values of the choices [S, B, T, N] out of `q` [S, B, T, N, K]."""

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offmarl.evaluation.statistics import Estimate
 from offmarl.report.run_scores import ALONG_TRAINING
 from offmarl.report.study import Curve
 from offmarl.report.style import BLACK, GREY, INK, colours_for, columns_for, paper, save
@@ -40,6 +41,19 @@ def draw_study(summary: Summary, folder: Path, file_format: str = "png") -> list
             save(figure, path)
             paths.append(path)
     return paths
+
+
+def _draw_interval(axes: "Axes", estimate: Estimate, place: float, colour: str) -> None:
+    """A pale bar from one end of the interval to the other, where there is one."""
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot(
+            [estimate.low, estimate.high],
+            [place, place],
+            color=colour,
+            linewidth=4,
+            alpha=0.45,
+            solid_capstyle="butt",
+        )
 
 
 def _looks(summary: Summary) -> dict[str, _Look]:
@@ -78,15 +92,7 @@ def _intervals(summary: Summary) -> Any:
         axes.set_visible(False)
     for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
         for place, (method, iqm) in enumerate(reversed(bars)):
-            if iqm.low is not None and iqm.high is not None:
-                axes.plot(
-                    [iqm.low, iqm.high],
-                    [place, place],
-                    color=looks[method].colour,
-                    linewidth=4,
-                    alpha=0.45,
-                    solid_capstyle="butt",
-                )
+            _draw_interval(axes, iqm, place, looks[method].colour)
             axes.plot(iqm.value, place, "o", color=looks[method].colour, markersize=4)
         axes.set_yticks(range(len(bars)), [method for method, _ in reversed(bars)])
         axes.set_ylim(-0.6, len(bars) - 0.4)
@@ -134,15 +140,7 @@ def _improvement(summary: Summary) -> Any:
     axes = figure.subplots()
     for place, other in enumerate(reversed(others)):
         chance = summary.against(winner, other).probability
-        if chance.low is not None and chance.high is not None:
-            axes.plot(
-                [chance.low, chance.high],
-                [place, place],
-                color=looks[other].colour,
-                linewidth=4,
-                alpha=0.45,
-                solid_capstyle="butt",
-            )
+        _draw_interval(axes, chance, place, looks[other].colour)
         axes.plot(chance.value, place, "|", color=BLACK, markersize=9, markeredgewidth=1.5)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(others)), list(reversed(others)))

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for bandits.py
+sys.path.insert(0, str(Path(__file__).parent))  # for bandits.py and episodes.py
 
 import bandits
+import episodes
 
 from offmarl.data.table import Transitions
 
@@ -24,3 +25,8 @@ def discrete() -> Transitions:
 def data(continuous, discrete) -> dict[str, Transitions]:
     """Both, by the type of their actions."""
     return {"continuous": continuous, "discrete": discrete}
+
+
+@pytest.fixture(scope="module")
+def battle() -> Transitions:
+    return episodes.battle()

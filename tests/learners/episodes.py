@@ -5,6 +5,7 @@ from torch import Tensor
 
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
+from offmarl.learners.registry import make_learner
 from offmarl.streams import stream
 
 
@@ -103,3 +104,13 @@ def two_step(episodes: int = 3_000) -> Transitions:
     reward = torch.stack([torch.zeros(episodes), torch.where(second == 1, 7.0, pay)], 1)
     obs = state.unsqueeze(2).expand(-1, -1, 2, -1).contiguous()
     return whole(spec(2, 3, (2, 2), state=3, horizon=2), obs, action, reward, state)
+
+
+def learner_of(name, transitions, seeds=(0,), **values):
+    """A small learner for `transitions`."""
+    return make_learner(name, transitions.spec, {"hidden": (8, 8), **values}, seeds)
+
+
+def batch_of(learner, transitions, size=16):
+    """What `learner` is taught with at a time."""
+    return learner.sample(transitions, size, [stream(seed, "sample") for seed in learner.seeds])

@@ -4,6 +4,7 @@ import bandits
 import episodes
 import pytest
 import torch
+from episodes import batch_of, learner_of
 
 from offmarl.envs.base import Frame
 from offmarl.learners.registry import LEARNERS, make_learner
@@ -12,19 +13,6 @@ from offmarl.training.acting import LearnerPolicy
 
 ALL = [name for name, kinds in LEARNERS.items() if "discrete" in kinds]
 TRUNKS = ("gru", "mlp")
-
-
-@pytest.fixture(scope="module")
-def battle():
-    return episodes.battle()
-
-
-def learner_of(name, transitions, seeds=(0,), **values):
-    return make_learner(name, transitions.spec, {"hidden": (8, 8), **values}, seeds)
-
-
-def batch_of(learner, transitions, size=16):
-    return learner.sample(transitions, size, [stream(seed, "sample") for seed in learner.seeds])
 
 
 @pytest.mark.parametrize("share", [False, True])

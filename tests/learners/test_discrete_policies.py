@@ -4,6 +4,7 @@ import bandits
 import episodes
 import pytest
 import torch
+from episodes import batch_of, learner_of
 
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.icq_discrete import DiscreteICQ
@@ -12,19 +13,6 @@ from offmarl.streams import stream
 
 OBS = torch.rand(1, 500, 2, 3, generator=torch.Generator().manual_seed(5)) * 2 - 1
 LEGAL = torch.tensor([True, True, True, False]).expand(1, 500, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def battle():
-    return episodes.battle()
-
-
-def learner_of(name, transitions, seeds=(0,), **values):
-    return make_learner(name, transitions.spec, {"hidden": (8, 8), **values}, seeds)
-
-
-def batch_of(learner, transitions, size=16):
-    return learner.sample(transitions, size, [stream(seed, "sample") for seed in learner.seeds])
 
 
 # ---- what they learn

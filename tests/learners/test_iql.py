@@ -1,27 +1,13 @@
 """IQL: the equations of its paper, for both kinds of actions."""
 
 import bandits
-import episodes
 import pytest
 import torch
+from episodes import batch_of, learner_of
 
-from offmarl.learners.registry import make_learner
 from offmarl.streams import stream
 
 OBS = torch.rand(1, 500, 2, 3, generator=torch.Generator().manual_seed(5)) * 2 - 1
-
-
-@pytest.fixture(scope="module")
-def battle():
-    return episodes.battle()
-
-
-def learner_of(name, transitions, seeds=(0,), **values):
-    return make_learner(name, transitions.spec, {"hidden": (8, 8), **values}, seeds)
-
-
-def batch_of(learner, transitions, size=16):
-    return learner.sample(transitions, size, [stream(seed, "sample") for seed in learner.seeds])
 
 
 def test_values_go_to_the_expectile(battle):
