@@ -23,11 +23,11 @@ from offmarl.learners.base import Learner
 from offmarl.learners.mixers import MixerKind
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Progress
+from offmarl.settings import Count
 from offmarl.streams import stream, stream_seed
 from offmarl.training.acting import LearnerPolicy
 from offmarl.training.memory import keep_freed_memory
 
-Count = Annotated[int, Field(ge=1)]
 # What one step of all copies produced: the frame acted on, the joint action, what came of it.
 OnStep = Callable[[Frame, Tensor, Step], None]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from offmarl.envs.particle.environment import ACTION_NAMES
 from offmarl.envs.particle.spread import Spread, SpreadOptions
 from offmarl.envs.particle.tag import HuntOptions, Tag
-from offmarl.envs.particle.task import Actions, Count, CountOrNone
+from offmarl.envs.particle.task import Actions
+from offmarl.settings import Count, Natural
 
 Names = tuple[tuple[str, ...], ...]
 
@@ -38,7 +39,7 @@ class Mpe2TagOptions(Mpe2Options):
     """Options of mpe_tag."""
 
     prey: Count = 1
-    obstacles: CountOrNone = 2
+    obstacles: Natural = 2
     prey_policy: str = "trained"  # trained, flee, random or a .safetensors file
     background: Literal["prey", "none"] = "prey"  # none: both sides learn
 
@@ -49,7 +50,7 @@ class Mpe2WorldOptions(Mpe2Options):
 
     agents: Count = 4
     prey: Count = 2
-    obstacles: CountOrNone = 1
+    obstacles: Natural = 1
     food: Count = 2
     forests: Count = 2
     prey_policy: str = "trained"

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from offmarl.data.table import Batch, Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Count, Learner, Metrics, NonNegative, Positive, ValueConfig
+from offmarl.learners.base import Learner, Metrics, ValueConfig
 from offmarl.learners.critics import CRITICS, CriticKind, States
 from offmarl.learners.networks import StackedMLP, tiles
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.learners.rewards import Rewards
+from offmarl.settings import Count, NonNegative, Positive
 
 
 @dataclass

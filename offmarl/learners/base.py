@@ -17,14 +17,8 @@ from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError
 from offmarl.learners.networks import Network, StackedMLP
 from offmarl.policy import OBSERVATION_LIMIT, policy_of
+from offmarl.settings import Count, Discount, Fraction, Positive
 from offmarl.streams import stream
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Discount = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
 
 Metrics = dict[str, Tensor]  # [S] each
 

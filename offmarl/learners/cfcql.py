@@ -18,10 +18,11 @@ from torch import Tensor
 
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import UsageError
-from offmarl.learners.base import Metrics, Positive
+from offmarl.learners.base import Metrics
 from offmarl.learners.cql import CQL, CQLConfig
 from offmarl.learners.critics import CriticKind, States
 from offmarl.learners.optimiser import StackedAdam
+from offmarl.settings import Positive
 
 
 @dataclass

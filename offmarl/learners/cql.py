@@ -11,16 +11,10 @@ from torch import Tensor
 
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
-from offmarl.learners.base import (
-    Count,
-    Fraction,
-    Metrics,
-    Natural,
-    NonNegative,
-    Positive,
-)
+from offmarl.learners.base import Metrics
 from offmarl.learners.critics import States
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
+from offmarl.settings import Count, Fraction, Natural, NonNegative, Positive
 
 
 @dataclass

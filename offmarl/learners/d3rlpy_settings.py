@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any, cast
 
 from offmarl.errors import UsageError, unknown_name
-from offmarl.learners.base import Count, LearnerConfig, Positive
+from offmarl.learners.base import LearnerConfig
+from offmarl.settings import Count, Positive
 
 PREFIX = "d3rlpy:"
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from offmarl.data.table import Batch, Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Metrics, Positive, ValueConfig
+from offmarl.learners.base import Metrics, ValueConfig
 from offmarl.learners.critics import CentralCritic
 from offmarl.learners.networks import Pass, StackedMLP
 from offmarl.learners.weighted_cloning import WeightedCloning
+from offmarl.settings import Positive
 
 
 @dataclass

@@ -27,12 +27,13 @@ from torch.nn import functional as F
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Count, Discount, Metrics, Positive
+from offmarl.learners.base import Metrics
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.icq import ICQ
 from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import minimise
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
+from offmarl.settings import Count, Discount, Positive
 
 
 @dataclass

@@ -23,11 +23,12 @@ from torch import Tensor
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Batch, Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Discount, Metrics, Positive, ValueConfig
+from offmarl.learners.base import Metrics, ValueConfig
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.optimiser import StackedAdam, minimise
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 from offmarl.learners.weighted_cloning import WeightedCloning
+from offmarl.settings import Discount, Positive
 
 Expectile = Annotated[float, Field(gt=0, lt=1)]
 

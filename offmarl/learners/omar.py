@@ -17,9 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from offmarl.learners.base import Count, Metrics, Positive
+from offmarl.learners.base import Metrics
 from offmarl.learners.cql import CQL, CQLConfig
 from offmarl.learners.critics import States
+from offmarl.settings import Count, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NARROWEST = 1e-3  # standard deviation below which sampling again finds nothing new

@@ -16,11 +16,12 @@ from torch import Tensor
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Count, Discount, Metrics, NonNegative, Positive
+from offmarl.learners.base import Metrics
 from offmarl.learners.legality import allowed
 from offmarl.learners.mixers import Mixed, MixerKind, MonotonicMixer, value_decomposition
 from offmarl.learners.optimiser import minimise
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
+from offmarl.settings import Count, Discount, NonNegative, Positive
 
 
 @dataclass

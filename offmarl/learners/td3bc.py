@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
-from offmarl.learners.base import Metrics, NonNegative
+from offmarl.learners.base import Metrics
 from offmarl.learners.critics import States
+from offmarl.settings import NonNegative
 
 
 @dataclass

@@ -19,11 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from offmarl.credit.relabel import BUILT_IN
 from offmarl.errors import UsageError, unknown_name
 from offmarl.report.bench_tables import TableSpec
+from offmarl.settings import Count, Natural
 
 SEED = "$seed"  # stands for the cell's seed wherever a setting may
-
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class _Strict(BaseModel):

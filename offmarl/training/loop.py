@@ -3,22 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Annotated, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
-from pydantic import Field
 
 from offmarl.data.table import Transitions
 from offmarl.errors import OffmarlError, UsageError
-from offmarl.learners.base import USUAL_BATCH, Learner, Positive
+from offmarl.learners.base import USUAL_BATCH, Learner
+from offmarl.settings import Count, Positive
 from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.logging import Averages, MetricsLog
 from offmarl.training.memory import keep_freed_memory
 from offmarl.training.precision import matmul_precision
 from offmarl.training.run import RunFolder
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass

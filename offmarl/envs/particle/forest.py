@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from offmarl.envs.particle.tag import ClassicHuntOptions, Hunt
-from offmarl.envs.particle.task import CountOrNone, Reading
+from offmarl.envs.particle.task import Reading
 from offmarl.envs.particle.world import Entity
+from offmarl.settings import Natural
 
 
 @dataclass(frozen=True)
 class ForestOptions(ClassicHuntOptions):
     """Options of mpe_world_omar."""
 
-    obstacles: CountOrNone = 1
-    food: CountOrNone = 2
-    forests: CountOrNone = 2
+    obstacles: Natural = 1
+    food: Natural = 2
+    forests: Natural = 2
 
 
 class Forest(Hunt):

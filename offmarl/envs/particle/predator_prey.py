@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from offmarl.envs.particle.tag import ClassicHuntOptions, Hunt, outside
-from offmarl.envs.particle.task import Actions, Count, CountOrNone
+from offmarl.envs.particle.task import Actions
+from offmarl.settings import Count, Natural
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class LargeHuntOptions(ClassicHuntOptions):
 
     agents: Count = 20
     prey: Count = 40
-    obstacles: CountOrNone = 20
+    obstacles: Natural = 20
     horizon: Count = 100  # the paper gives none; a predator crosses the square in 60 steps
     actions: Actions = "discrete"
     prey_policy: str = "flee"

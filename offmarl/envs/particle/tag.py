@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from offmarl.envs.particle.task import Count, CountOrNone, ParticleOptions, Reading, Task
+from offmarl.envs.particle.task import ParticleOptions, Reading, Task
 from offmarl.envs.particle.world import Entity, Rules
+from offmarl.settings import Count, Natural
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class HuntOptions(ParticleOptions):
     """Options of every task with predators and prey. `agents` counts the predators."""
 
     prey: Count = 1
-    obstacles: CountOrNone = 2
+    obstacles: Natural = 2
     background: Literal["prey", "predators", "none"] = "prey"  # who does not learn; none: both sides do
     prey_policy: str = "trained"  # of background prey: trained, flee, random or a .safetensors file
     predator_policy: str = "chase"  # of background predators: chase, random or a .safetensors file

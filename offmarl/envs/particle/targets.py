@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from offmarl.envs.particle.task import Count, ParticleOptions, Reading, Task
+from offmarl.envs.particle.task import ParticleOptions, Reading, Task
 from offmarl.envs.particle.world import Entity, Rules
+from offmarl.settings import Count
 
 
 @dataclass(frozen=True)
