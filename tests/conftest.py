@@ -20,6 +20,11 @@ from offmarl.envs.registry import make
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: with a file a process it would otherwise run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 class Ended(NamedTuple):
     """What a command left: its exit code, and what it printed on both streams."""
 
