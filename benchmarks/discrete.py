@@ -8,22 +8,20 @@ network called once a step, the mixer once a joint choice. CQL on 1,024 single s
 above 1 means that offmarl is faster. All sides take turns, and medians are compared.
 """
 
-import argparse
 import contextlib
 import copy
-import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep, to everyone's advantage
-sys.path.insert(0, str(Path(__file__).parent))  # for learners.py
+sys.path.insert(0, str(Path(__file__).parent))  # for learners.py and report.py
 
 import numpy as np
 import torch
 from learners import Update, in_turns
+from report import Row, parser_of, print_rows, row_of_times
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -219,7 +217,7 @@ def d3rlpy_cql(table: Transitions) -> Update:
 # ---- measuring
 
 
-def measure(table: Transitions, threads: int, rounds: int) -> dict[str, dict[str, Any]]:
+def measure(table: Transitions, threads: int, rounds: int) -> dict[str, Row]:
     """Rows of the table: offmarl against each peer."""
     torch.set_num_threads(threads)
     usual: dict[str, Any] = {"hidden": (HIDDEN, HIDDEN), "gamma": GAMMA, "learning_rate": LEARNING_RATE}
@@ -239,43 +237,28 @@ def measure(table: Transitions, threads: int, rounds: int) -> dict[str, dict[str
                 "offmarl": ours("cql", table, STEPS, trunk="mlp", share=share, agent_id=share, **usual),
                 "peer": peer,
             }
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for name, sides in compared.items():
         taken = in_turns(sides, rounds)
-        rows[f"{name}, {threads} threads"] = {
-            "ours": taken["offmarl"],
-            "peer": taken["peer"],
-            "ratio": taken["peer"] / taken["offmarl"],
-            "unit": "ms an update",
-        }
+        rows[f"{name}, {threads} threads"] = row_of_times(taken["offmarl"], taken["peer"], "ms")
     return rows
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--episodes", type=int, default=500)
-    precisions = ("auto", "highest", "high", "medium")
-    parser.add_argument("--matmul-precision", choices=precisions, default=TrainConfig().matmul_precision)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(given)
+    parser.add_argument("--matmul-precision", default=TrainConfig.matmul_precision, help="for all sides")
+    arguments = parser.parse_args()
     keep_freed_memory()
     table = battles(arguments.episodes)
-    results: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     with matmul_precision(arguments.matmul_precision, torch.device("cpu")):
         for threads in arguments.threads:
-            results |= measure(table, threads, arguments.rounds)
-    if arguments.json:
-        print(json.dumps(results, indent=2))
-        return
-    for name, row in results.items():
-        print(f"{name:85s} {row['ours']:8.2f} ms against {row['peer']:8.2f} ms  ratio {row['ratio']:6.2f}")
-    if not any("d3rlpy" in name for name in results):
-        print("d3rlpy is not installed: its rows were left out (pip install 'offmarl[d3rlpy]')")
+            rows |= measure(table, threads, arguments.rounds)
+    print_rows(rows, arguments.json, need_d3rlpy=True)
 
 
 if __name__ == "__main__":

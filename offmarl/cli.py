@@ -75,7 +75,9 @@ def collect(
     free_riders: Annotated[
         int, typer.Option(min=0, help="Agents, redrawn every episode, that act at random.")
     ] = 0,
-    backend: Annotated[str, typer.Option(help="offmarl, pettingzoo, or pettingzoo:module.path")] = "offmarl",
+    backend: Annotated[
+        str, typer.Option(help="offmarl, pettingzoo, pettingzoo:module.path, gymnasium:module:Class")
+    ] = "offmarl",
     name: Annotated[
         str | None, typer.Option(metavar="ID", help="Id of the dataset, namespace/name-vN.")
     ] = None,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offmarl.cli_options import Json, Out
+from offmarl.cli_options import Json, Out, check_format
 from offmarl.console import Terminal
 from offmarl.errors import DataError, UsageError
 
@@ -115,10 +115,8 @@ def credit_figures(
     """Draw a decomposition: its mask, recovered against true rewards, one episode."""
     from offmarl.home import offmarl_home
     from offmarl.report.credit_figures import draw_credit
-    from offmarl.report.style import FORMATS
 
-    if file_format not in FORMATS:
-        raise UsageError(f"--format {file_format}: expected {', '.join(FORMATS)}")
+    check_format(file_format)
     terminal = Terminal(as_json)
     source, report = _find(terminal, which or [])
     folder = out or offmarl_home() / "figures" / source.card.id

@@ -47,6 +47,14 @@ def usable_device(name: str) -> str:
     return name
 
 
+def check_format(name: str) -> None:
+    """Raise `UsageError` for a --format that cannot be drawn, before any work."""
+    from offmarl.report.style import FORMATS
+
+    if name not in FORMATS:
+        raise UsageError(f"--format {name}: expected {', '.join(FORMATS)}")
+
+
 def check_figure(path: Path | None) -> None:
     """Raise `UsageError` for a format that cannot be drawn, before any work."""
     from offmarl.report.style import FORMATS

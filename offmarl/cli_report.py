@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offmarl.cli_options import Json, command_line
+from offmarl.cli_options import Json, check_format, command_line
 from offmarl.console import Terminal
 from offmarl.errors import UsageError
 
@@ -57,11 +57,9 @@ def report(
     """Say which method won, by how much, and how sure that is."""
     from offmarl.report.headline import headline
     from offmarl.report.score_tables import short_tables
-    from offmarl.report.style import FORMATS
     from offmarl.report.summary import summarise
 
-    if file_format not in FORMATS:
-        raise UsageError(f"--format {file_format}: expected {', '.join(FORMATS)}")
+    check_format(file_format)
     terminal = Terminal(as_json)
     if html is not None and (shown := _unscored(terminal, sources or [], dataset)) is not None:
         from offmarl.report.page import write_page

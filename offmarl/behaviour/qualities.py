@@ -19,8 +19,10 @@ from offmarl.behaviour.random import RandomPolicy
 from offmarl.data.catalog import policies_folder
 from offmarl.envs.base import Environment, EnvSpec, Policy
 from offmarl.envs.registry import make
+from offmarl.errors import DataError
 from offmarl.evaluation.rollout import rollout
 from offmarl.reporter import Reporter
+from offmarl.stored_json import read_object
 from offmarl.streams import stream_seed
 from offmarl.training.acting import LearnerPolicy
 
@@ -66,7 +68,7 @@ class TrainedBehaviour:
 
 
 def trained_behaviour(task: TaskKey, config: OnlineConfig, seed: int, reporter: Reporter) -> TrainedBehaviour:
-    """Train on `task`, or take what the same training left in the cache."""
+    """Train on `task`, or take what the same training left in the cache. Raises `DataError` where that is damaged."""
     with task.make(config.num_envs) as env:
         folder = policies_folder() / task.env / _fingerprint(env.spec, config, seed)
         record = folder / "training.json"
@@ -74,7 +76,10 @@ def trained_behaviour(task: TaskKey, config: OnlineConfig, seed: int, reporter: 
             reporter.say(f"behaviour of {task.env}: trained before, {folder}")
         else:
             _train(task, env, config, seed, folder, reporter)
-    stored = json.loads(record.read_text())
+    stored = read_object(record, "trained behaviour", "record of online training")
+    lacking = [name for name in _FIELDS if name not in stored]
+    if lacking:
+        raise DataError(f"{record} has no '{lacking[0]}': delete {folder} to train anew")
     return TrainedBehaviour(folder=folder, **{name: stored[name] for name in _FIELDS})
 
 

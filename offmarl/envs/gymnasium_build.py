@@ -9,17 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from offmarl.envs.base import EnvSpec
+from offmarl.envs.opponents.policy import refuse_opponent
 from offmarl.envs.options import read_options
 from offmarl.envs.pettingzoo import BackgroundPolicy, PettingZooEnvironment
 from offmarl.envs.pettingzoo_build import describe_environment, start
 from offmarl.envs.pettingzoo_worker import Description, Source
 from offmarl.errors import UsageError
+from offmarl.settings import Count, NonNegative
 
 WORKER = "offmarl.envs.gymnasium_parallel"
 LBF = re.compile(r"lbf_(?P<height>\d+)x(?P<width>\d+)_(?P<players>\d+)p_(?P<foods>\d+)f")
@@ -32,20 +33,18 @@ _DIRECTIONS = tuple(f"facing_{direction}" for direction in ("up", "down", "left"
 _WAREHOUSES = {"tiny": (1, 3), "small": (2, 3), "medium": (2, 5), "large": (3, 5)}  # rows, columns of shelves
 _REQUESTS = {"easy": 2.0, None: 1.0, "hard": 0.5}  # shelves asked for at once, for each agent
 
-Positive = Annotated[int, Field(ge=1)]
-
 
 @dataclass(frozen=True)
 class ForagingOptions:
     """Options of level-based foraging (Christianos et al. 2020); the defaults are those of its v3 tasks."""
 
-    horizon: Positive = 50
+    horizon: Count = 50
     coop: bool = False  # every food needs all players
-    sight: Positive | None = None  # cells that a player sees in each direction; None: the whole field
-    max_player_level: Positive = 2
-    max_food_level: Positive | None = None  # None: what the three weakest players can carry together
+    sight: Count | None = None  # cells that a player sees in each direction; None: the whole field
+    max_player_level: Count = 2
+    max_food_level: Count | None = None  # None: what the three weakest players can carry together
     normalise_reward: bool = True  # all food of an episode is worth 1
-    penalty: Annotated[float, Field(ge=0)] = 0.0  # for trying to load what is too heavy
+    penalty: NonNegative = 0.0  # for trying to load what is too heavy
     observe_levels: bool = True  # of players
     state: bool = False  # a global state: all observations, one after another
 
@@ -54,11 +53,11 @@ class ForagingOptions:
 class WarehouseOptions:
     """Options of the robotic warehouse (Papoudakis et al. 2021); the defaults are those of its v2 tasks."""
 
-    horizon: Positive = 500
+    horizon: Count = 500
     reward: Literal["individual", "two_stage"] = "individual"  # two_stage: half for bringing the shelf back
-    sensor_range: Positive = 1
-    column_height: Positive = 8
-    requests: Positive | None = None  # shelves asked for at once; None: by the difficulty
+    sensor_range: Count = 1
+    column_height: Count = 8
+    requests: Count | None = None  # shelves asked for at once; None: by the difficulty
     normalised_coordinates: bool = False
     state: bool = False
 
@@ -83,8 +82,7 @@ def make_gymnasium(
     Of a target's options, `horizon` (truncate there) and `state` (all observations, one after another) are the
     adapter's own. Raises `UsageError` for what cannot be made.
     """
-    if opponent is not None:
-        raise UsageError(f"{env_id}: every agent learns here, there is no opponent to replace")
+    refuse_opponent(env_id, opponent)
     if target is not None:
         build: TupleBuild = _TargetBuild(env_id, target, options)
     elif match := LBF.fullmatch(env_id):

@@ -12,23 +12,21 @@ import multiprocessing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.envs.base import Environment, EnvSpec, Frame, Policy, Step
 from offmarl.envs.magent_rules import VERSION, Grid, battle, gather, pursuit
 from offmarl.envs.magent_worker import MagentSource
-from offmarl.envs.opponents.policy import Opponent
+from offmarl.envs.opponents.policy import Opponent, refuse_opponent
 from offmarl.envs.options import read_options
 from offmarl.envs.pettingzoo import Workers
 from offmarl.errors import UsageError, unknown_name
+from offmarl.settings import Count
 from offmarl.streams import stream_seed
-
-Count = Annotated[int, Field(ge=1)]
 
 REWARDS = {
     "magent2": {
@@ -387,7 +385,7 @@ def make_magent(
         raise unknown_name("opponent", named, ["random", "charge"])
     if opponent is not None:
         if getattr(resolved, "background", "none") == "none":
-            raise UsageError(f"{env_id}: every agent learns here, there is no opponent to replace")
+            refuse_opponent(env_id, opponent)
         # An environment with a caller's opponent cannot be rebuilt from its spec.
         resolved = replace(resolved, opponent="custom")
     spec = describe(env_id, asdict(resolved))

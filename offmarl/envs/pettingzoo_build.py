@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offmarl.envs.base import EnvSpec
 from offmarl.envs.mpe2 import MPE2_TASKS, action_names, encode_force
-from offmarl.envs.opponents.policy import NetworkPolicy, Opponent, make_opponent
+from offmarl.envs.opponents.policy import NetworkPolicy, Opponent, make_opponent, refuse_opponent
 from offmarl.envs.options import read_options
 from offmarl.envs.particle.task import Actions
 from offmarl.envs.pettingzoo import BackgroundPolicy, PettingZooEnvironment, Workers
@@ -125,8 +125,7 @@ class _Mpe2Build:
     ) -> dict[str, BackgroundPolicy]:
         """The policy of each prey, whose forces are put into the task's action convention."""
         if not spec.background:
-            if opponent is not None:
-                raise UsageError(f"{self.id}: every agent learns here, there is no opponent to replace")
+            refuse_opponent(self.id, opponent)
             return {}
         actions = self._options.actions
         names = dict(zip(description.agents, self._task.obs_names(self._options), strict=True))
@@ -189,8 +188,8 @@ class _ModuleBuild:
             name = next(name for prefix, name in self._roles.items() if agent.startswith(prefix))
             width = description.action_dims[description.agents.index(agent)]
             policies[agent] = _generic_policy(name, width, spec.discrete, generator, dtype, opponent)
-        if opponent is not None and not policies:
-            raise UsageError(f"{self.id}: every agent learns here, there is no opponent to replace")
+        if not policies:
+            refuse_opponent(self.id, opponent)
         return policies
 
 

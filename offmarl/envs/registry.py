@@ -10,7 +10,7 @@ import torch
 from offmarl.envs.base import Environment, Policy
 from offmarl.envs.gymnasium_build import LBF, RWARE
 from offmarl.envs.gymnasium_build import options_of as options_of_gymnasium
-from offmarl.envs.opponents.policy import Opponent
+from offmarl.envs.opponents.policy import Opponent, refuse_opponent
 from offmarl.envs.options import read_options
 from offmarl.envs.smac import MAPS, SMACV2
 from offmarl.envs.smac import options_of as options_of_smac
@@ -253,7 +253,6 @@ def make(
         from offmarl.envs.particle.build import build
 
         return build(_factory(entry), resolved, num_envs, device, dtype, opponent)
-    if opponent is not None:
-        raise UsageError(f"{env_id}: every agent learns here, there is no opponent to replace")
+    refuse_opponent(env_id, opponent)
     environment: Environment = _factory(entry)(env_id, resolved, num_envs, device, dtype)
     return environment

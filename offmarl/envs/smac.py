@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from offmarl.envs.base import EnvSpec
+from offmarl.envs.opponents.policy import refuse_opponent
 from offmarl.envs.options import read_options
 from offmarl.envs.pettingzoo import BackgroundPolicy, PettingZooEnvironment
 from offmarl.envs.pettingzoo_build import start
@@ -100,8 +101,7 @@ def make_smac(
     Raises `UsageError`, with the steps of installation, where smacv2, the game or its maps are missing: at once
     for the package, at the first `reset` for the others.
     """
-    if opponent is not None:
-        raise UsageError(f"{env_id}: every agent learns here, there is no opponent to replace")
+    refuse_opponent(env_id, opponent)
     build = _Build(env_id, read_options(env_id, options_of(env_id), options))
     return start(build, num_envs, device, dtype, None, processes)
 

@@ -9,7 +9,7 @@ from offmarl.data.store import Dataset
 from offmarl.data.validate import validate
 from offmarl.data.writer import Writer
 from offmarl.envs.registry import make
-from offmarl.errors import UsageError
+from offmarl.errors import DataError, UsageError
 from offmarl.reporter import Silent
 
 QUICK = {
@@ -40,6 +40,17 @@ def request(**changes) -> CollectRequest:
         }
         | changes
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "cannot be read as JSON"), ("{}", "has no 'random_return'")]
+)
+def test_a_damaged_cache_of_policies_is_one_line(home, content, said):
+    collect_dataset(request(name="targets/expert-v0", behaviour=QUICK | {"steps": 100}), Silent())
+    (record,) = (home / "policies").rglob("training.json")
+    record.write_text(content)
+    with pytest.raises(DataError, match=said):
+        collect_dataset(request(name="targets/expert-v1", behaviour=QUICK | {"steps": 100}), Silent())
 
 
 def test_qualities_come_from_one_training_that_is_kept(home):

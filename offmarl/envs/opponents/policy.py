@@ -13,6 +13,13 @@ from offmarl.errors import DataError, UsageError, unknown_name
 
 Opponent = Callable[[Tensor], Tensor]  # observations [E, P, O] -> forces [E, P, 2] in [-1, 1]
 
+
+def refuse_opponent(env_id: str, opponent: object) -> None:
+    """Raise `UsageError` where somebody gives an opponent to a task without background agents."""
+    if opponent is not None:
+        raise UsageError(f"{env_id}: every agent learns here, there is no opponent to replace")
+
+
 _FOLDER = Path(__file__).parent
 
 

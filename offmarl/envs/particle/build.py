@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from offmarl.envs.opponents.policy import Opponent, make_opponent
+from offmarl.envs.opponents.policy import Opponent, make_opponent, refuse_opponent
 from offmarl.envs.particle.environment import ParticleEnvironment
 from offmarl.envs.particle.tag import HuntOptions
 from offmarl.envs.particle.task import ParticleOptions, Task
@@ -26,8 +26,7 @@ def build(
     """
     generator = torch.Generator(device)
     if not isinstance(options, HuntOptions):
-        if opponent is not None:
-            raise UsageError(f"{task_class.id}: every agent learns here, there is no opponent to replace")
+        refuse_opponent(task_class.id, opponent)
         task: Task = task_class(options, num_envs, device, dtype)
         return ParticleEnvironment(task, tuple(task.sides()), {}, generator)
 
