@@ -18,6 +18,12 @@ BARS = {
         "cql, 1,024 steps, one network an agent: against d3rlpy's, 1 threads": 4,
         "cql, 1,024 steps, one network for all: against d3rlpy's, 1 threads": 4,
     },
+    "mean_field": {
+        "cmfq acts, 64 v 64, mlp: against 1,252 full passes": 4,
+        "cmfq acts, 64 v 64, conv: against 1,252 full passes": 6,
+        "cmfq acts, 400 v 400, mlp: against 9,796 full passes": 5,
+        "cmfq acts, 400 v 400, conv: against 9,796 full passes": 8,
+    },
     "data": {"load, against the raw bytes": 0.5, "batch of 1,024, against h5py fancy reads": 20},
 }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offmarl.data.writer import Writer
-from offmarl.envs.base import Environment, EnvSpec, Frame, Policy, Step
+from offmarl.envs.base import Environment, EnvSpec, Frame, KnownPolicy, Policy, Step
 from offmarl.errors import DataError, UsageError
 from offmarl.streams import stream, stream_seed
 
@@ -77,10 +77,11 @@ def _wave(
                 f"{env.spec.id}: copy {copy} did not end within its horizon of {env.spec.horizon} steps"
             )
         action = policy.act(frame, generator)
+        likely = policy.probability() if isinstance(policy, KnownPolicy) else None
         step = env.step(action)
         # In a copy that goes on, the successor is the next frame; in one that ended, it is the final row.
         frames.append(frame_arrays(step.successor, env.spec))
-        steps.append(step_arrays(frame, action, step, env.spec))
+        steps.append(step_arrays(frame, action, step, env.spec, likely))
         ended = running & step.done
         length += running
         for name, values in policy.annotations().items():
@@ -110,8 +111,10 @@ def frame_arrays(frame: Frame, spec: EnvSpec) -> dict[str, Tensor]:
     return {name: _stored(values) for name, values in present.items() if values is not None}
 
 
-def step_arrays(frame: Frame, action: Tensor, step: Step, spec: EnvSpec) -> dict[str, Tensor]:
-    """Copy what acting on `frame` led to."""
+def step_arrays(
+    frame: Frame, action: Tensor, step: Step, spec: EnvSpec, likely: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Copy what acting on `frame` led to, and how `likely` [E, N] the choices were, where somebody knows."""
     if spec.rendered and frame.alive is not None:
         action = action * frame.alive  # what the dead were told to do means nothing, and does not compress
     arrays = {
@@ -120,6 +123,8 @@ def step_arrays(frame: Frame, action: Tensor, step: Step, spec: EnvSpec) -> dict
         "terminated": _stored(step.terminated),
         "truncated": _stored(step.truncated),
     }
+    if likely is not None and not spec.rendered:
+        arrays["behaviour_probability"] = _stored(likely)
     if spec.has_agent_reward and step.agent_reward is not None:
         arrays["agent_reward"] = _stored(step.agent_reward)
     return arrays

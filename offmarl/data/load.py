@@ -23,9 +23,10 @@ from offmarl.data.table import (
     empty_table,
     rows_with_successor,
 )
+from offmarl.data.units import UnitRows, Units
 from offmarl.envs.base import EnvSpec
-from offmarl.envs.magent_render import render
-from offmarl.errors import DataError
+from offmarl.envs.magent_render import no_beginning, render, renderers
+from offmarl.errors import DataError, unknown_name
 
 SOURCES = {"reward": "team_reward"}  # columns that are filled from an array of another name
 
@@ -51,6 +52,47 @@ def load_transitions(dataset: Dataset, device: torch.device | str = "cpu", obs: 
     start = dataset.episode_start
     transitions = Transitions(card.env, row, columns, rows_with_successor(start), start)
     return transitions.to(device)
+
+
+def load_units(
+    dataset: Dataset,
+    group: str | None = None,
+    reward: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Units:
+    """Read the agents of every group that learns, or of `group` alone (`red`, `predator`, ...), for who renders.
+
+    `reward` [R, N of all agents] replaces the agents' own: what a decomposition gave them. Without it and without
+    agents' own rewards everyone gets the team's. Raises `DataError` for a dataset that is not rendered or is of
+    another map or magent2, `UsageError` for a group that does not learn.
+    """
+    spec = dataset.spec
+    if not spec.rendered:
+        raise DataError(f"{dataset.id} of {spec.id} holds observations: load it as a table of transitions")
+    known = renderers(spec)
+    if group is not None and group not in known:
+        raise unknown_name(f"group of {dataset.id}", group, known)
+    if reward is None and "agent_reward" in dataset.card.arrays:
+        reward = dataset.read("agent_reward")
+    elif reward is None:
+        reward = dataset.read("team_reward").unsqueeze(1).expand(-1, spec.n_agents)
+    state, action, alive = (dataset.read(name) for name in ("state", "action", "alive"))
+    terminated, start = dataset.read("terminated"), dataset.episode_start
+    if bool(no_beginning(spec, state[start[:-1]]).any()):
+        raise DataError(f"{dataset.id}: its episodes begin on another map than that of its options")
+    state, terminated, start = state.to(device), terminated.to(device), start.to(device)
+    steps = rows_with_successor(start)
+    groups = []
+    for agents, (name, renderer) in zip(spec.groups, known.items(), strict=True):
+        if group in (None, name):
+            columns = torch.tensor([spec.agents.index(agent) for agent in agents])
+            living = alive[:, columns].to(device)
+            row, unit = living[steps].nonzero(as_tuple=True)
+            if not len(row):
+                raise DataError(f"{dataset.id}: nobody of {name} is alive in any step")
+            own = (action[:, columns].to(device), reward[:, columns].to(device), living)
+            groups.append(UnitRows(spec, renderer, state, *own, terminated, start, steps[row], unit))
+    return Units(groups)
 
 
 def _load_part(part: Part, table: np.ndarray, columns: dict[str, slice], spec: EnvSpec) -> None:

@@ -59,6 +59,7 @@ def array_layout(spec: EnvSpec) -> dict[str, ArrayLayout]:
         "state": ArrayLayout((spec.state_dim,), "float32", False),
         "action": action,
         "legal": ArrayLayout((n_agents, width), "uint8", False),
+        "behaviour_probability": ArrayLayout((n_agents,), "float32", False),  # of the choices that were made
         "team_reward": ArrayLayout((), "float32", True),
         "agent_reward": ArrayLayout((n_agents,), "float32", False),
         "terminated": ArrayLayout((), "uint8", True),
@@ -73,6 +74,8 @@ def array_layout(spec: EnvSpec) -> dict[str, ArrayLayout]:
         del layout["state"]
     if not spec.discrete:
         del layout["legal"]
+    if not spec.discrete or spec.rendered:
+        del layout["behaviour_probability"]
     return layout
 
 

@@ -6,17 +6,15 @@ Shapes: R rows, S seeds, B batch, N agents, D state, P pairs of a row and an age
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from offmarl.data.store import Dataset
-from offmarl.data.table import rows_with_successor
 from offmarl.envs.base import EnvSpec
-from offmarl.envs.magent_render import Renderer, no_beginning, renderers
-from offmarl.errors import DataError, UsageError, unknown_name
+from offmarl.envs.magent_render import Renderer
+from offmarl.errors import UsageError
 
 
 @dataclass
@@ -30,6 +28,17 @@ class UnitBatch:
     next_state: Tensor  # [S, B, D]
     next_alive: Tensor  # [S, B] bool: a dead agent has no future
     terminated: Tensor  # [S, B] bool: nobody has
+
+
+@dataclass(frozen=True)
+class UnitStatistics:
+    """What the rewards of one group's living agents are like."""
+
+    kind: str  # of the group's units
+    agents: int  # agents and steps
+    reward_mean: float
+    reward_std: float  # population standard deviation
+    terminates: bool  # whether anybody's future ends other than by the time limit
 
 
 @dataclass(frozen=True)
@@ -47,67 +56,21 @@ class UnitRows:
     row: Tensor  # [P] int64
     unit: Tensor  # [P] int64
 
-    @classmethod
-    def load(
-        cls,
-        dataset: Dataset,
-        group: str | None = None,
-        reward: Tensor | None = None,
-        device: torch.device | str = "cpu",
-    ) -> "UnitRows":
-        """Read the agents of `group` (`red`, `predator`, ...), by default the first group that learns.
-
-        `reward` [R, N of all agents] replaces the agents' own: what a decomposition gave them. Without it and without
-        agents' own rewards everyone gets the team's. Raises `DataError` for a dataset that is not rendered or is of
-        another map or magent2, `UsageError` for a group that does not learn.
-        """
-        spec = dataset.spec
-        if not spec.rendered:
-            raise DataError(
-                f"{dataset.id} of {spec.id} holds observations: load it as a table of transitions"
-            )
-        known = renderers(spec)
-        name = next(iter(known)) if group is None else group
-        if name not in known:
-            raise unknown_name(f"group of {dataset.id}", name, known)
-        agents = spec.groups[list(known).index(name)]
-        columns = torch.tensor([spec.agents.index(agent) for agent in agents])
-        if reward is None and "agent_reward" in dataset.card.arrays:
-            reward = dataset.read("agent_reward")
-        elif reward is None:
-            reward = dataset.read("team_reward").unsqueeze(1).expand(-1, spec.n_agents)
-        alive, start = dataset.read("alive")[:, columns], dataset.episode_start
-        steps = rows_with_successor(start)
-        row, unit = alive[steps].nonzero(as_tuple=True)
-        if not len(row):
-            raise DataError(f"{dataset.id}: nobody of {name} is alive in any step")
-        state = dataset.read("state")
-        if bool(no_beginning(spec, state[start[:-1]]).any()):
-            raise DataError(f"{dataset.id}: its episodes begin on another map than that of its options")
-        rows = cls(
-            spec,
-            known[name],
-            state,
-            dataset.read("action")[:, columns],
-            reward[:, columns],
-            alive,
-            dataset.read("terminated"),
-            start,
-            steps[row],
-            unit,
-        )
-        return rows.to(device)
-
-    def to(self, device: torch.device | str) -> "UnitRows":
-        """Copy to another device (itself if it is there)."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
-
     def __len__(self) -> int:
         """P."""
         return len(self.row)
+
+    def statistics(self) -> UnitStatistics:
+        """Moments of the rewards, and whether anybody dies or a game is decided."""
+        reward = self.reward[self.row, self.unit].double()
+        ends = self.terminated[self.row] | ~self.alive[self.row + 1, self.unit]
+        return UnitStatistics(
+            self.renderer.kind.name,
+            len(self),
+            float(reward.mean()),
+            float(reward.std(correction=0)),
+            bool(ends.any()),
+        )
 
     def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> UnitBatch:
         """Draw `batch_size` pairs for each of S = `len(generators)` seeds, uniform with replacement.
@@ -134,3 +97,35 @@ class UnitRows:
             next_alive=self.alive[row + 1, unit],
             terminated=self.terminated[row],
         )
+
+
+class Units(Sequence[UnitRows]):
+    """The rows of every group of a dataset that learns, in order."""
+
+    def __init__(self, groups: Sequence[UnitRows]) -> None:
+        self._groups = tuple(groups)
+
+    @overload
+    def __getitem__(self, index: int) -> UnitRows: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[UnitRows]: ...
+    def __getitem__(self, index: int | slice) -> UnitRows | Sequence[UnitRows]:
+        """One group's rows, or several's."""
+        return self._groups[index]
+
+    def __len__(self) -> int:
+        """How many groups."""
+        return len(self._groups)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows lie."""
+        return self._groups[0].state.device
+
+    def statistics(self) -> list[UnitStatistics]:
+        """Those of each group."""
+        return [group.statistics() for group in self._groups]
+
+    def smallest(self) -> int:
+        """Agents and steps of the group that has fewest."""
+        return min(len(group) for group in self._groups)

@@ -16,6 +16,7 @@ from offmarl.data.schema import DATA_NAME
 from offmarl.envs.base import EnvSpec
 from offmarl.envs.magent_render import impossible, no_beginning
 from offmarl.errors import DataError
+from offmarl.reporter import Progress
 
 if TYPE_CHECKING:
     from offmarl.data.store import Dataset
@@ -38,11 +39,11 @@ class Problem:
         return f"array '{self.array}'{where}: {self.message}{more}"
 
 
-def validate(dataset: "Dataset") -> list[Problem]:
+def validate(dataset: "Dataset", progress: Progress | None = None) -> list[Problem]:
     """Read all of `dataset`, block by block, and list what is wrong with it; an empty list is a clean bill.
 
     Checked: the file's sha256 and its chunks' checksums, order and length of episodes, end flags, finite
-    numbers, actions in range and legal, team reward against the sum of the agents'.
+    numbers, actions in range and legal, team reward against the sum of the agents'. `progress` counts rows.
     """
     problems: dict[tuple[str, str], Problem] = {}
 
@@ -77,12 +78,14 @@ def validate(dataset: "Dataset") -> list[Problem]:
                 unreadable.add(name)
         for problem in row_problems(dataset.card.env, arrays, start[first : last + 1] - begin, begin):
             report(problem)
+        if progress is not None:
+            progress(end, int(start[-1]))
     return list(problems.values())
 
 
-def require_valid(dataset: "Dataset") -> None:
+def require_valid(dataset: "Dataset", progress: Progress | None = None) -> None:
     """Raise `DataError` with the first problem of `dataset`, before anything is made of it."""
-    problems = validate(dataset)
+    problems = validate(dataset, progress)
     if problems:
         more = f" (and {len(problems) - 1} problems more)" if len(problems) > 1 else ""
         raise DataError(

@@ -101,6 +101,11 @@ class EnvSpec(BaseModel):
         return tuple(d for d, name in enumerate(self.state_names) if name.endswith(".last_reward"))
 
     @property
+    def opposed(self) -> bool:
+        """Whether agents of one group are the enemies of another's: on MAgent's maps they are. Nobody earns the sum."""
+        return self.rendered and len(self.groups) > 1
+
+    @property
     def discrete(self) -> bool:
         """Whether actions are choices."""
         return self.action_type == "discrete"
@@ -190,3 +195,11 @@ class Policy(Protocol):
 
     def annotations(self) -> dict[str, Tensor]:
         """Facts about the running episodes, [E, ...] each, stored with the data and hidden from learners."""
+
+
+@runtime_checkable
+class KnownPolicy(Protocol):
+    """A policy that knows how likely its choices were."""
+
+    def probability(self) -> Tensor | None:
+        """Of what the last `act` chose: [E, N], or None where it cannot be told."""

@@ -10,111 +10,23 @@ Shapes: E copies, N learning agents, P background agents, M units that act, D st
 
 import multiprocessing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from offmarl.envs.base import Environment, EnvSpec, Frame, Policy, Step
-from offmarl.envs.magent_rules import VERSION, Grid, battle, gather, pursuit
+from offmarl.envs.magent_options import OPTIONS, MagentOptions, grid_of
+from offmarl.envs.magent_rules import VERSION
 from offmarl.envs.magent_worker import MagentSource
 from offmarl.envs.opponents.policy import Opponent, refuse_opponent
 from offmarl.envs.options import read_options
 from offmarl.envs.pettingzoo import Workers
 from offmarl.errors import UsageError, unknown_name
-from offmarl.settings import Count
 from offmarl.streams import stream_seed
-
-REWARDS = {
-    "magent2": {
-        "step_reward": -0.005,
-        "dead_penalty": -0.1,
-        "attack_penalty": -0.1,
-        "kill_reward": 5.0,
-        "attack_opponent_reward": 0.2,
-    },
-    # Ma et al. 2025, section V-A: only a kill is worth anything, a hit that does not kill is not.
-    "paper": {
-        "step_reward": -0.005,
-        "dead_penalty": -0.1,
-        "attack_penalty": -0.1,
-        "kill_reward": 5.0,
-        "attack_opponent_reward": 0.0,
-    },
-}
-PURSUIT_REWARDS = {
-    "tag_penalty": -0.2,
-    "tag_reward": 1.0,
-}  # magent2's, and those of Ma et al. 2025, section V-B
-GATHER_REWARDS = {
-    "step_reward": -0.01,
-    "attack_penalty": -0.1,
-    "dead_penalty": -1.0,
-    "attack_food_reward": 0.5,
-    "kill_reward": 5.0,
-}
-
-
-@dataclass(frozen=True)
-class BattleOptions:
-    """Options of magent_battle."""
-
-    agents: Count = 64  # a side
-    map_size: Count | None = (
-        None  # cells along a side; None: as sparse as magent2's own (64 agents on 40 cells)
-    )
-    horizon: Count = 400  # as in the mean-field papers; magent2's PettingZoo layer has 1,000
-    minimap: bool = True
-    rewards: Literal["magent2", "paper"] = "magent2"
-    background: Literal["blue", "red", "none"] = (
-        "blue"  # who does not learn; none: both do. Red starts on the left
-    )
-    opponent: str = "random"  # policy of the background: random or charge; `make` takes others
-
-
-@dataclass(frozen=True)
-class PursuitOptions:
-    """Options of magent_pursuit. `agents` counts the predators."""
-
-    agents: Count = 20
-    prey: Count | None = None  # None: twice as many
-    map_size: Count | None = None  # None: as sparse as magent2's own (20 predators on 40 cells)
-    horizon: Count = 500
-    minimap: bool = True
-    background: Literal["prey", "predator", "none"] = "prey"
-    opponent: str = "random"
-
-
-@dataclass(frozen=True)
-class GatherOptions:
-    """Options of magent_gather."""
-
-    agents: Count | None = None  # None: on every place of the map, 495 on one of 200 cells
-    map_size: Count = 200
-    horizon: Count = 500
-    minimap: bool = True
-
-
-MagentOptions = BattleOptions | PursuitOptions | GatherOptions
-OPTIONS: dict[str, type[Any]] = {
-    "magent_battle": BattleOptions,
-    "magent_pursuit": PursuitOptions,
-    "magent_gather": GatherOptions,
-}
-
-
-def grid_of(env_id: str, options: Mapping[str, Any]) -> Grid:
-    """The map of a task. Raises `UsageError` for options that do not exist, or a map that is too small."""
-    chosen: MagentOptions = read_options(env_id, OPTIONS[env_id], options)
-    if isinstance(chosen, BattleOptions):
-        return battle(chosen.agents, chosen.map_size, chosen.minimap, REWARDS[chosen.rewards])
-    if isinstance(chosen, PursuitOptions):
-        prey = 2 * chosen.agents if chosen.prey is None else chosen.prey
-        return pursuit(chosen.agents, prey, chosen.map_size, chosen.minimap, PURSUIT_REWARDS)
-    return gather(chosen.agents, chosen.map_size, chosen.minimap, GATHER_REWARDS)
 
 
 def describe(env_id: str, options: Mapping[str, Any]) -> EnvSpec:
@@ -181,7 +93,8 @@ class MagentEnvironment(Environment):
     A dead agent observes zeros, earns nothing more, and what it is told to do is ignored; `Frame.alive` says who
     lives, and the step in which an agent died still pays its reward. Annihilation of a side is terminal, the time
     limit is truncation. `won` is that of the first group: all its enemies are dead. Where both sides of a battle
-    learn, the team reward is the sum over both.
+    learn, the team reward is the sum over both. Without `views` observations are empty, for those who render what
+    they need from the state.
     """
 
     def __init__(
@@ -192,6 +105,7 @@ class MagentEnvironment(Environment):
         dtype: torch.dtype = torch.float32,
         opponent: Policy | Opponent | None = None,
         processes: int | None = None,
+        views: bool = True,
     ):
         self.spec = spec
         self.num_envs = num_envs
@@ -215,10 +129,13 @@ class MagentEnvironment(Environment):
             self._legal = torch.tensor(possible, device=self.device).expand(num_envs, -1, -1)  # [E, N, K]
 
         self._widths = [len(grid.obs_names(k)) for k, group in enumerate(grid.groups) if group.moves]
-        shape = (num_envs, grid.movers, max(self._widths))
-        shared = multiprocessing.get_context("spawn").RawArray("f", int(np.prod(shape)))
-        self._obs = np.frombuffer(shared, np.float32).reshape(shape)  # [E, M, O of the widest group]
-        watched = {*spec.agents, *(spec.background if opponent is not None else ())}
+        shape = (num_envs, grid.movers, max(self._widths) if views else 0)
+        numbers = int(np.prod(shape))
+        shared = multiprocessing.get_context("spawn").RawArray("f", max(numbers, 1))
+        self._obs = np.frombuffer(shared, np.float32)[:numbers].reshape(
+            shape
+        )  # [E, M, O of the widest group]
+        watched = {*spec.agents, *(spec.background if opponent is not None else ())} if views else set()
         observed = tuple(f"{group.name}_0" in watched for group in grid.groups)
         self._workers = Workers(
             MagentSource(grid, spec.horizon, observed, shared, shape), num_envs, processes
@@ -372,8 +289,9 @@ def make_magent(
     dtype: torch.dtype = torch.float32,
     opponent: Policy | Opponent | None = None,
     processes: int | None = None,
+    views: bool = True,
 ) -> MagentEnvironment:
-    """E copies of a MAgent task.
+    """E copies of a MAgent task; without `views` frames hold empty observations.
 
     `opponent` is a policy for the task of `other_side`, which is shown what that side sees, or a function of
     its observations [E, P, O] to choices [E, P]; it is recorded as "custom". Raises `UsageError` where magent2 is
@@ -393,4 +311,4 @@ def make_magent(
         from offmarl.envs.magent_charge import Charge
 
         opponent = Charge(other_side(spec))
-    return MagentEnvironment(spec, num_envs, device, dtype, opponent, processes)
+    return MagentEnvironment(spec, num_envs, device, dtype, opponent, processes, views)

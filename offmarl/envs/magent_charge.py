@@ -28,14 +28,14 @@ class Charge:
     def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
         """[E, N] int64, group after group."""
         assert frame.state is not None
-        return torch.cat([_charge(group, frame.state, generator) for group in self._groups], dim=1)
+        return torch.cat([charge(group, frame.state, generator) for group in self._groups], dim=1)
 
     def annotations(self) -> dict[str, Tensor]:
         """No hidden facts."""
         return {}
 
 
-def _charge(group: Renderer, state: Tensor, generator: torch.Generator) -> Tensor:
+def charge(group: Renderer, state: Tensor, generator: torch.Generator) -> Tensor:
     """What the agents of one group do, [E, N]."""
     grid, seen = group.grid, scene(group.grid, state)
     kind = grid.groups[group.group].kind

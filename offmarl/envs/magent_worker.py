@@ -52,7 +52,8 @@ class Maps:
                 f'{source.title} needs magent2, which cannot be imported ({error}): pip install "offmarl[magent]"'
             ) from error
         self._source, self._grid = source, source.grid
-        everything = np.frombuffer(source.obs, np.float32).reshape(source.obs_shape)
+        numbers = int(np.prod(source.obs_shape))
+        everything = np.frombuffer(source.obs, np.float32)[:numbers].reshape(source.obs_shape)
         self._obs = everything[first : first + count]  # [C, M, O]
         self._worlds = [_world(gridworld, source.grid) for _ in range(count)]
         self._handles = [self._worlds[0].get_handles()[handle] for handle in source.grid.handles]

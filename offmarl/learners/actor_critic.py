@@ -16,7 +16,7 @@ from torch import Tensor
 
 from offmarl.data.table import Batch, Statistics
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Learner, Metrics, ValueConfig
+from offmarl.learners.base import Metrics, ObservingLearner, ValueConfig
 from offmarl.learners.critics import CRITICS, CriticKind, States
 from offmarl.learners.networks import StackedMLP, tiles
 from offmarl.learners.optimiser import StackedAdam
@@ -46,7 +46,7 @@ class ActorCriticConfig(ValueConfig):
     last_layer_bound: Positive | None = 3e-3  # policies start near the centre; DDPG (Lillicrap et al. 2016)
 
 
-class ActorCritic(Learner):
+class ActorCritic(ObservingLearner):
     """Twin critics of each agent's action and a policy tanh(z(o_i)), with target networks of both."""
 
     action_type = "continuous"

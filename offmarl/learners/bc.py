@@ -13,17 +13,17 @@ from torch import Tensor
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Batch
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Learner, LearnerConfig, Metrics
+from offmarl.learners.base import Metrics, ObservingConfig, ObservingLearner
 from offmarl.learners.discrete import DiscreteConfig, DiscreteLearner
 from offmarl.learners.optimiser import StackedAdam
 
 
 @dataclass
-class BCConfig(LearnerConfig):
+class BCConfig(ObservingConfig):
     """Behaviour cloning of continuous actions has no settings of its own."""
 
 
-class BC(Learner):
+class BC(ObservingLearner):
     """Deterministic cloning of continuous actions, one policy per agent: least squares on tanh of the output."""
 
     action_type = "continuous"

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from offmarl.data.table import Batch, Statistics, Transitions
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import UsageError
-from offmarl.learners.base import Learner, Metrics, ValueConfig
+from offmarl.learners.base import Metrics, ObservingLearner, ValueConfig
 from offmarl.learners.d3rlpy_settings import (
     PREFIX,
     D3rlpyConfig,
@@ -64,7 +64,7 @@ def d3rlpy_learner(name: str, action_type: str) -> type["D3rlpyLearner"]:
     )
 
 
-class D3rlpyLearner(Learner):
+class D3rlpyLearner(ObservingLearner):
     """One algorithm of d3rlpy for each seed and each network; subclasses are made by `d3rlpy_learner`."""
 
     algorithm: str  # d3rlpy's name without discrete_
@@ -200,7 +200,7 @@ class D3rlpyLearner(Learner):
         return torch.stack(actions)
 
     def exported(self, index: int) -> nn.Module:
-        """Give the policy of one seed as a module: [B, N, O](, [B, N, A] bool) -> actions, as `act`."""
+        """Give the policy of one seed as a module: `obs [B, N, O]` and, of choices, `legal` -> actions, as `act`."""
         return self.policies[index]
 
     def to_lower(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, cast
 
 from offmarl.errors import UsageError, unknown_name
-from offmarl.learners.base import LearnerConfig
+from offmarl.learners.base import ObservingConfig
 from offmarl.settings import Count, Positive
 
 PREFIX = "d3rlpy:"
@@ -21,7 +21,7 @@ ELSEWHERE = ("batch_size", "observation_scaler", "action_scaler", "reward_scaler
 
 
 @dataclass
-class D3rlpyConfig(LearnerConfig):
+class D3rlpyConfig(ObservingConfig):
     """What every algorithm of d3rlpy can be told; its own settings stand beside these, under d3rlpy's names.
 
     Factories are given as d3rlpy writes them into JSON: `{type: qr, params: {n_quantiles: 32}}`.

@@ -16,7 +16,7 @@ from torch import Tensor
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Learner, LearnerConfig
+from offmarl.learners.base import ObservingConfig, ObservingLearner
 from offmarl.learners.legality import choices, mask_illegal
 from offmarl.learners.networks import StackedMLP
 from offmarl.learners.recurrent import StackedGRU
@@ -26,7 +26,7 @@ AgentNetwork = StackedMLP | StackedGRU
 
 
 @dataclass
-class DiscreteConfig(LearnerConfig):
+class DiscreteConfig(ObservingConfig):
     """Settings of learners of choices."""
 
     # "gru": the agents' networks remember the episode so far; the last of `hidden` is the size of the memory (QMIX,
@@ -36,7 +36,7 @@ class DiscreteConfig(LearnerConfig):
     agent_id: bool = True  # PyMARL (Samvelyan et al. 2019)
 
 
-class DiscreteLearner(Learner):
+class DiscreteLearner(ObservingLearner):
     """N agents that choose among K. Acts by the network `policy`, or by the values of `critic` where there is none."""
 
     action_type = "discrete"
@@ -56,12 +56,12 @@ class DiscreteLearner(Learner):
         self.batch_unit = "episodes" if trunk == "gru" else "transitions"
 
     def sample(
-        self, transitions: Transitions, batch_size: int, generators: Sequence[torch.Generator]
+        self, data: Transitions, batch_size: int, generators: Sequence[torch.Generator]
     ) -> EpisodeBatch:
         """Draw whole episodes or single steps, as `batch_unit` says."""
         if self.batch_unit == "episodes":
-            return transitions.sample_episodes(batch_size, generators)
-        return transitions.sample_steps(batch_size, generators)
+            return data.sample_episodes(batch_size, generators)
+        return data.sample_steps(batch_size, generators)
 
     # ---- networks
 

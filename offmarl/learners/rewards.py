@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from offmarl.data.table import Batch
-from offmarl.learners.base import ValueConfig
+from offmarl.learners.base import RewardConfig
 
 
 class Rewards:
-    """Rewards centred and scaled as `ValueConfig` describes, and one-step targets made of them."""
+    """Rewards centred and scaled as `RewardConfig` describes, and one-step targets made of them."""
 
-    def __init__(self, config: ValueConfig, n_agents: int, device: torch.device) -> None:
+    def __init__(self, config: RewardConfig, n_agents: int, device: torch.device) -> None:
         self.config = config
         self.mean = torch.zeros(n_agents, device=device)
         self.scale = torch.ones(n_agents, device=device)

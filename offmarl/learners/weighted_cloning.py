@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offmarl.data.table import Batch
 from offmarl.envs.base import EnvSpec
-from offmarl.learners.base import Learner, Metrics, ValueConfig
+from offmarl.learners.base import Metrics, ObservingLearner, ValueConfig
 from offmarl.learners.networks import Pass, StackedMLP
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.learners.rewards import Rewards
@@ -23,7 +23,7 @@ from offmarl.learners.rewards import Rewards
 NARROWEST, WIDEST = -5.0, 2.0
 
 
-class WeightedCloning(Learner):
+class WeightedCloning(ObservingLearner):
     """A Gaussian policy with mean tanh(z(o_i)), a critic Q(o_i, a_i) with its target and a value V(o_i) for each agent.
 
     There is one critic: what the minimum of two cures, the overestimation of actions that nobody took, cannot arise.

@@ -6,9 +6,22 @@ Shapes: S seeds, E copies of the environment, N agents, A action dimensions, H m
 import torch
 from torch import Tensor
 
-from offmarl.envs.base import Frame
+from offmarl.envs.base import EnvSpec, Frame, Policy
 from offmarl.errors import UsageError
-from offmarl.learners.base import Learner
+from offmarl.learners.base import Learner, ObservingLearner
+from offmarl.learners.meanfield.base import MeanFieldLearner
+from offmarl.training.units import UnitPolicy
+
+
+def acting(learner: Learner, spec: EnvSpec, index: int | None = None) -> Policy:
+    """The greedy policies of all S seeds of any learner, or of one, in copies of `spec`.
+
+    Raises `UsageError` for units that the learner does not know; whether observations fit is the caller's to check.
+    """
+    if isinstance(learner, MeanFieldLearner):
+        return UnitPolicy(learner, spec, index)
+    assert isinstance(learner, ObservingLearner), "there is no third sort"
+    return LearnerPolicy(learner, index)
 
 
 class LearnerPolicy:
@@ -17,7 +30,7 @@ class LearnerPolicy:
     With `index` every copy is that seed's.
     """
 
-    def __init__(self, learner: Learner, index: int | None = None) -> None:
+    def __init__(self, learner: ObservingLearner, index: int | None = None) -> None:
         self.learner, self.index = learner, index
         self.spec, self.n_seeds = learner.spec, len(learner.seeds)
         self._memory: Tensor | None = None  # [S, E / S or E, N, H]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import offmarl
 from offmarl.atomic import replace_folder, write_json
 from offmarl.errors import OffmarlError, UsageError, unknown_name
-from offmarl.learners.base import Learner
+from offmarl.learners.base import ObservingLearner
 from offmarl.policy import ABOUT, FILES, FORMAT, Policy, load_policy
 from offmarl.streams import stream
 from offmarl.training.run import RunFolder
@@ -62,6 +62,11 @@ def export_run(
         raise UsageError(f"--seed {seed}: run {run.id} has the seeds {', '.join(map(str, seeds))}")
     trained = load_run(run)
     learner, index = trained.learner, seeds.index(seed)
+    if not isinstance(learner, ObservingLearner):
+        raise UsageError(
+            f"{run.record['learner']} sees by rendering the state of a map, which no exported network does: let it act "
+            "by `offmarl evaluate`, `watch`, `tournament` or `collect --policy`"
+        )
     module = learner.exported(index).eval()
     given = probes(learner)
     expected = _answer(module, given)
@@ -106,7 +111,7 @@ def export_run(
     return about
 
 
-def probes(learner: Learner) -> Given:
+def probes(learner: ObservingLearner) -> Given:
     """Frames to compare policies on: normal, for choices with a legal one, in the middle of an episode."""
     spec, generator = learner.spec, stream(0, "export")
     given = {"obs": torch.randn(PROBES, spec.n_agents, spec.obs_dim, generator=generator)}
@@ -119,7 +124,7 @@ def probes(learner: Learner) -> Given:
     return given
 
 
-def _inputs(learner: Learner) -> dict[str, Any]:
+def _inputs(learner: ObservingLearner) -> dict[str, Any]:
     """Describe what the files take, in this order; B is any number of frames. Zeros are the memory of nothing."""
     return {
         name: {"shape": ["B", *values.shape[1:]], "type": str(values.dtype).removeprefix("torch.")}
@@ -133,7 +138,7 @@ def _answer(policy: Callable[..., Any], given: Given) -> Answer:
 
 
 @torch.no_grad()
-def _run_acts(learner: Learner, index: int, given: Given) -> Answer:
+def _run_acts(learner: ObservingLearner, index: int, given: Given) -> Answer:
     """What the run itself does, without the dimensions that an agent does not have."""
     everyone = {name: values.expand(len(learner.seeds), *values.shape) for name, values in given.items()}
     if learner.memory_dim:

@@ -8,6 +8,7 @@ from typing import Literal, NoReturn
 import torch
 
 from offmarl.data.table import Transitions
+from offmarl.data.units import Units
 from offmarl.errors import OffmarlError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
 from offmarl.settings import Count, Positive
@@ -24,7 +25,8 @@ class TrainConfig:
     """Settings of the loop."""
 
     steps: Count = 2_000  # joint updates of all agents; OMAR (Pan et al. 2022): 2,000 in its MPE tasks
-    # For each seed: transitions, or whole episodes where networks have a memory; null: 1,024 (OMAR), 32 (PyMARL).
+    # For each seed: transitions, whole episodes where networks have a memory, single agents where views are rendered;
+    # null: 1,024 (OMAR), 32 (PyMARL), 128.
     batch_size: Count | None = None
     log_every: Count = 50
     checkpoint_every: Count = 500  # a multiple of log_every
@@ -61,7 +63,7 @@ class AlongTheWay:
 
 def train(
     learner: Learner,
-    transitions: Transitions,
+    data: Transitions | Units,
     config: TrainConfig,
     run: RunFolder,
     resume: bool = False,
@@ -79,7 +81,7 @@ def train(
         along.check(config)
     if learner.device.type == "cpu":
         keep_freed_memory()
-    sampling = [stream(seed, "train", "sample", device=transitions.device) for seed in learner.seeds]
+    sampling = [stream(seed, "train", "sample", device=data.device) for seed in learner.seeds]
     step, metrics = 0, {}
     if resume and run.checkpoint_path.exists():
         saved = Checkpoint.load(run.checkpoint_path)
@@ -88,8 +90,8 @@ def train(
             generator.set_state(state.clone())  # PyTorch crashes on a view that starts elsewhere
         step, metrics = saved.step, saved.metrics
     else:
-        learner.observe(transitions.statistics())
-    learner.see(transitions)
+        learner.observe(data.statistics())
+    learner.see(data)
     board = run.folder / "tensorboard" if config.tensorboard else None
     averages = Averages()
     with (
@@ -99,7 +101,7 @@ def train(
         run.update(status="running", error=None, matmul_precision=precision)
         batch_size = config.batch_size or USUAL_BATCH[learner.batch_unit]
         while step < config.steps:
-            batch = learner.sample(transitions, batch_size, sampling)
+            batch = learner.sample(data, batch_size, sampling)
             step += 1
             try:
                 averages.add(learner.update(batch))

@@ -14,12 +14,14 @@ import torch
 import offmarl
 from offmarl.credit.relabel import require_rewards, rewards_for
 from offmarl.data.catalog import runs_folder
-from offmarl.data.load import load_transitions
+from offmarl.data.load import load_transitions, load_units
 from offmarl.data.store import Dataset
+from offmarl.data.table import Transitions
+from offmarl.data.units import Units
 from offmarl.data.validate import require_valid
 from offmarl.errors import DataError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
-from offmarl.learners.registry import learner_class, make_learner
+from offmarl.learners.registry import learner_class, make_learner, task_kind
 from offmarl.reporter import Reporter, Silent
 from offmarl.settings import configure
 from offmarl.training.checkpoint import Checkpoint
@@ -56,7 +58,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     spec, seeds = dataset.card.env, list(request.seeds)
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds {seeds}: give at least one, and each once")
-    config_class = learner_class(request.learner, spec.action_type).config_class
+    config_class = learner_class(request.learner, task_kind(spec)).config_class
     learner_config = configure(config_class, request.learner_settings, "learner")
     train_config = configure(TrainConfig, request.train_settings, "train")
     train_config.check()
@@ -65,8 +67,8 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     dataset.require_complete()
     learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
     batch_size = train_config.batch_size or USUAL_BATCH[learner.batch_unit]
-    held = dataset.card.transitions if learner.batch_unit == "transitions" else dataset.card.episodes
-    if batch_size > held:
+    held = dataset.card.episodes if learner.batch_unit == "episodes" else dataset.card.transitions
+    if learner.batch_unit != "units" and batch_size > held:
         raise UsageError(
             f"train.batch_size={batch_size} is larger than the data: {dataset.card.id} has {held} "
             f"{learner.batch_unit}; lower it with --set"
@@ -107,13 +109,19 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
         return run
     if run is not None and run.checkpoint_path.exists():
         _require_fitting(run, learner)
-    require_valid(dataset)
-    rewards = rewards_for(dataset, request.rewards)
-    transitions = load_transitions(dataset).with_reward(rewards).to(request.device)
+    with reporter.bar("check the data") as progress:
+        require_valid(dataset, progress)
+    data: Transitions | Units
+    with reporter.bar("load"):
+        rewards = rewards_for(dataset, request.rewards)
+        if learner.batch_unit == "units":
+            data = load_units(dataset, reward=rewards, device=request.device)
+        else:
+            data = load_transitions(dataset).with_reward(rewards).to(request.device)
     if run is None:
         run = RunFolder.create(folder, record, request.overwrite)
     with reporter.bar(f"train {request.learner}") as progress:
-        train(learner, transitions, train_config, run, request.resume, progress, request.along)
+        train(learner, data, train_config, run, request.resume, progress, request.along)
     return run
 
 

@@ -8,15 +8,17 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
 
 from offmarl.atomic import write_json
 from offmarl.data.catalog import is_path, runs_folder
-from offmarl.envs.base import EnvSpec
+from offmarl.envs.base import EnvSpec, Frame
 from offmarl.errors import DataError, UsageError, unknown_name
 from offmarl.learners.base import Learner
+from offmarl.learners.meanfield.base import MeanFieldLearner
 from offmarl.learners.registry import make_learner
 from offmarl.stored_json import read_versioned
-from offmarl.training.acting import LearnerPolicy
+from offmarl.training.acting import acting
 from offmarl.training.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
@@ -153,16 +155,47 @@ def find_run(id_or_path: str | Path | None = None) -> RunFolder:
     return RunFolder.open(runs_folder() / text)
 
 
-class TrainedPolicy(LearnerPolicy):
+class TrainedPolicy:
     """The greedy policies of a run: of all S seeds, the first share of the copies seed 0's, or of one."""
 
-    def __init__(self, learner: Learner, steps: int, index: int | None = None) -> None:
-        super().__init__(learner, index)
-        self.steps = steps
+    def __init__(
+        self, learner: Learner, steps: int, index: int | None = None, spec: EnvSpec | None = None
+    ) -> None:
+        self.learner, self.steps, self.index = learner, steps, index
+        self.spec = spec or learner.spec
+        self.n_seeds = len(learner.seeds)
+        self._acting = acting(learner, self.spec, index)
 
     def of_seed(self, index: int = 0) -> "TrainedPolicy":
         """Give the policy of the seed at `index` alone, for any number of copies."""
-        return TrainedPolicy(self.learner, self.steps, index)
+        return TrainedPolicy(self.learner, self.steps, index, self.spec)
+
+    def on(self, spec: EnvSpec) -> "TrainedPolicy":
+        """Take the policies to another task: of other options, and where they see by rendering, of more agents.
+
+        Raises `DataError` for a task of other shapes, `UsageError` for one with units that were not trained.
+        """
+        if isinstance(self.learner, MeanFieldLearner):
+            return TrainedPolicy(self.learner, self.steps, self.index, spec)
+        for name in ("n_agents", "obs_dim", "action_dim", "action_type"):
+            here, there = getattr(spec, name), getattr(self.spec, name)
+            if here != there:
+                raise DataError(
+                    f"a policy that was trained with {name}={there} cannot act in {spec.id} with {name}={here}"
+                )
+        return self
+
+    def begin(self, starting: Tensor, generator: torch.Generator) -> None:
+        """Forget what was remembered in copies where `starting` [E] is true."""
+        self._acting.begin(starting, generator)
+
+    def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
+        """[E, N, A] float in [-1, 1], or [E, N] int64. Raises `UsageError` if E is no multiple of S."""
+        return self._acting.act(frame, generator)
+
+    def annotations(self) -> dict[str, Tensor]:
+        """No hidden facts."""
+        return self._acting.annotations()
 
 
 def load_policy(run: RunFolder | Path, device: torch.device | str = "cpu") -> TrainedPolicy:

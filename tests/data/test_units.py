@@ -5,10 +5,10 @@ import torch
 
 from offmarl.behaviour.collection import CollectRequest, collect_dataset
 from offmarl.credit.inputs import input_layout, transition_inputs
-from offmarl.data.load import load_transitions
+from offmarl.credit.relabel import decompose
+from offmarl.data.load import load_transitions, load_units
 from offmarl.data.schema import CARD_NAME
 from offmarl.data.store import Dataset
-from offmarl.data.units import UnitRows
 from offmarl.data.validate import row_problems, validate
 from offmarl.envs.magent_charge import Charge
 from offmarl.envs.registry import make
@@ -67,7 +67,7 @@ def test_what_was_seen_is_read_back_exactly(dataset: Dataset) -> None:
 
 
 def test_agents_are_drawn_where_they_live_and_with_what_became_of_them(dataset: Dataset) -> None:
-    rows = UnitRows.load(dataset, "blue")
+    (rows,) = load_units(dataset, "blue")
     alive = dataset.read("alive")[:, AGENTS:]
     steps = torch.ones(dataset.card.rows, dtype=torch.bool)
     steps[dataset.episode_start[1:] - 1] = False
@@ -85,10 +85,10 @@ def test_agents_are_drawn_where_they_live_and_with_what_became_of_them(dataset: 
         assert torch.equal(remembered[batch.next_alive], value[batch.next_alive].float())
     assert rows.renderer.views(batch.state[0], batch.unit[0]).shape == (200, 13, 13, 7)
     given = torch.arange(dataset.card.rows).float().unsqueeze(1).expand(-1, 2 * AGENTS)
-    taught = UnitRows.load(dataset, reward=given)
+    taught = load_units(dataset, reward=given)[0]
     assert torch.equal(taught.batch(torch.arange(5)[None]).reward[0], taught.row[:5].float())
     with pytest.raises(UsageError, match="unknown group"):
-        UnitRows.load(dataset, "green")
+        load_units(dataset, "green")
 
 
 def test_a_decomposition_reads_the_state_but_not_what_anybody_was_paid(dataset: Dataset) -> None:
@@ -121,10 +121,10 @@ def test_a_recording_of_another_map_or_magent2_is_refused(dataset: Dataset, tmp_
     large = changed("large", options={**card["env"]["options"], "map_size": 90})
     assert "were they collected on another map?" in str(validate(large)[0])
     with pytest.raises(DataError, match="begin on another map"):
-        UnitRows.load(large)
+        load_units(large)
     old = changed("old", versions={"magent2": "0.1.14"})
     with pytest.raises(DataError, match=r"data of magent2 0\.1\.14"):
-        UnitRows.load(old)
+        load_units(old)
     states = dataset.read_numpy("state", 0, 5).copy()
     states[3, 0] = 40  # outside the map
     start = torch.tensor([0, 5]).numpy()
@@ -137,3 +137,8 @@ def test_a_recording_of_another_map_or_magent2_is_refused(dataset: Dataset, tmp_
 def test_a_scripted_policy_of_a_gathering_does_not_exist() -> None:
     with make("magent_gather", 1, options={"agents": 4, "map_size": 80}) as env, pytest.raises(UsageError):
         Charge(env.spec)
+
+
+def test_two_armies_are_no_team_whose_reward_could_be_taken_apart(dataset: Dataset) -> None:
+    with pytest.raises(UsageError, match=r"red and blue fight each other.*background=blue"):
+        decompose(dataset, "mean")

@@ -245,6 +245,20 @@ def test_single_views_are_those_of_everybody(battle) -> None:
     assert torch.equal(seen, frame.obs[torch.arange(2), 25 + unit])
 
 
+@pytest.mark.parametrize("task", ["magent_battle", "magent_pursuit", "magent_gather"])
+def test_many_units_are_cut_out_of_one_map(task: str) -> None:
+    options = {"magent_gather": {"agents": 20, "map_size": 80}, "magent_pursuit": {"agents": 6, **BOTH}}
+    with make(task, 3, options=options.get(task, {"agents": 16, **BOTH}), workers=1) as env:
+        state = play(env, steps=30)[-1][0].state
+        known = renderers(env.spec).values()
+    for renderer in known:
+        alive = scene(renderer.grid, state).alive[:, renderer.slots]
+        sample, unit = alive.nonzero(as_tuple=True)
+        views = renderer.views_of_many(state, sample, unit)
+        assert torch.equal(views, renderer.views(state[sample], unit))
+        assert torch.equal(renderer.features(state, unit, sample), renderer.features(state[sample], unit))
+
+
 def test_rewards_of_the_paper_pay_kills_and_not_hits() -> None:
     paid = {}
     for rewards in ("magent2", "paper"):

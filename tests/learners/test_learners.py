@@ -11,7 +11,7 @@ from offmarl.errors import DataError, UsageError
 from offmarl.learners import networks
 from offmarl.learners.registry import LEARNERS, make_learner
 
-ALL = [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds]
+ALL = [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds if kind != "rendered"]
 
 
 def learner_of(name, transitions, seeds=(0,), **values):

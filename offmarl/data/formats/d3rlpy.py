@@ -48,7 +48,15 @@ from offmarl.reporter import Progress
 VERSION = "2.1"
 COLUMNS = ("observations", "actions", "rewards", "terminated")
 FLAT = {"observations", "actions", "rewards", "terminals"}  # arrays of version 1
-LACKING = ("state", "legal", "agent_reward", "alive", "position", "truncated")  # of our arrays
+LACKING = (
+    "state",
+    "legal",
+    "behaviour_probability",
+    "agent_reward",
+    "alive",
+    "position",
+    "truncated",
+)  # of our arrays
 
 
 def recognise(path: Path) -> bool:

@@ -292,7 +292,7 @@ def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
                 )
             )
         storage.update_episodes(buffers)
-    write_beside(beside_path(path, folder=True), dataset, [], final=False)
+    write_beside(beside_path(path, folder=True), dataset, ["behaviour_probability"], final=False)
     notes = ("Minari knows no agents: spaces are dictionaries keyed by agent, the rest is in 'infos'",)
     usage = f"minari.MinariDataset({str(folder)!r})"
     return Exported(path, notes, usage)

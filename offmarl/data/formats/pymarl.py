@@ -51,7 +51,14 @@ DIMENSIONS = {
     "terminated": 3,
     "filled": 3,
 }
-LACKING = ("agent_reward", "alive", "position", "terminated", "truncated")  # of our arrays
+LACKING = (
+    "behaviour_probability",
+    "agent_reward",
+    "alive",
+    "position",
+    "terminated",
+    "truncated",
+)  # of our arrays
 
 
 def recognise(path: Path) -> bool:

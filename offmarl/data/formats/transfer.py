@@ -6,6 +6,7 @@ Shapes: R rows, E episodes.
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def import_dataset(request: ImportRequest, reporter: Reporter) -> Dataset:
     path = request.path.expanduser()
     check_recognised(form, path)
     known = known_task(request.env, request.env_options) if request.env else None
-    with form.open(path, ReadOptions(known, request.horizon, team_reward)) as source:
+    with ExitStack() as opened:
+        with reporter.bar("look through the files"):
+            source = opened.enter_context(form.open(path, ReadOptions(known, request.horizon, team_reward)))
         spec = _task(request, known, source)
         reporter.say(
             f"{len(source.contents.steps):,} episodes, {int(source.contents.steps.sum()):,} transitions"
@@ -82,8 +85,8 @@ def import_dataset(request: ImportRequest, reporter: Reporter) -> Dataset:
         try:
             with reporter.bar("import") as progress:
                 _copy(source, spec, writer, progress)
-            writer.bind(notes=list(source.contents.notes))
-            return writer.close()
+                writer.bind(notes=list(source.contents.notes))
+                return writer.close()
         except BaseException:
             writer.abandon()
             shutil.rmtree(writer.partial, ignore_errors=True)

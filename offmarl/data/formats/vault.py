@@ -310,7 +310,7 @@ def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
             progress(done * total + begin + len(values), total * len(leaves))
     index = _create(path, INDEX, (1,), "int32", (1,))
     index.write(np.array([total], dtype=np.int32)).result()
-    write_beside(beside_path(path, folder=True), dataset, [], final=True)
+    write_beside(beside_path(path, folder=True), dataset, ["behaviour_probability"], final=True)
     notes = ("no place for the observation after an episode's last step: kept in offmarl.h5",)
     return Exported(path, notes, "flashbax.vault.Vault(NAME, rel_dir=DIR, vault_uid=UID).read()")
 
