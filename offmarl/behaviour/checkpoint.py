@@ -9,16 +9,19 @@ from safetensors.torch import save_file
 
 from offmarl.atomic import replacing
 from offmarl.behaviour.online import Checkpoint, OnlineConfig, behaviour_learner
-from offmarl.envs.base import EnvSpec
+from offmarl.behaviour.schedule import Schedule
+from offmarl.behaviour.self_play import SelfPlayConfig, self_play_learner
+from offmarl.behaviour.tuning import behaviour_config
+from offmarl.envs.base import EnvSpec, Policy
 from offmarl.errors import DataError
-from offmarl.settings import configure
 from offmarl.training.acting import LearnerPolicy
 from offmarl.training.checkpoint import read_tensors
+from offmarl.training.units import UnitPolicy
 
 FORMAT = "offmarl behaviour policy 1"
 
 
-def save_policy(path: Path, spec: EnvSpec, config: OnlineConfig, seed: int, checkpoint: Checkpoint) -> None:
+def save_policy(path: Path, spec: EnvSpec, config: Schedule, seed: int, checkpoint: Checkpoint) -> None:
     """Write a checkpoint of online training so that it can act again on its own."""
     metadata = {
         "format": FORMAT,
@@ -32,10 +35,14 @@ def save_policy(path: Path, spec: EnvSpec, config: OnlineConfig, seed: int, chec
         save_file(checkpoint.tensors, str(temporary), metadata)
 
 
-def load_policy_file(path: Path, device: torch.device | str = "cpu") -> tuple[LearnerPolicy, EnvSpec]:
-    """The policy in `path` and the task it was trained on.
+def load_policy_file(
+    path: Path, device: torch.device | str = "cpu", spec: EnvSpec | None = None, epsilon: float = 0.0
+) -> tuple[Policy, EnvSpec]:
+    """The policy in `path`, and the task it was trained on.
 
-    Raises `DataError` for a file that is missing, damaged or no behaviour policy.
+    Policies of rendered tasks act in `spec` where it is given, on another side or with more agents, and take a share
+    `epsilon` of choices at random. Raises `DataError` for a file that is missing, damaged or no behaviour policy,
+    `UsageError` where such a policy cannot act in `spec`.
     """
     metadata, tensors = read_tensors(path, "behaviour policy", device)
     if metadata.get("format") != FORMAT:
@@ -43,12 +50,19 @@ def load_policy_file(path: Path, device: torch.device | str = "cpu") -> tuple[Le
             f"{path} is no behaviour policy: its format is {metadata.get('format')!r}, not {FORMAT!r}"
         )
     try:
-        spec = EnvSpec.model_validate_json(metadata["env"])
+        trained_on = EnvSpec.model_validate_json(metadata["env"])
     except ValidationError as error:
         raise DataError(
             f"{path}: the description of its task is damaged ({error.errors()[0]['msg']})"
         ) from error
-    config = configure(OnlineConfig, json.loads(metadata["config"]), "behaviour")
-    learner = behaviour_learner(spec, config, int(metadata["seed"]), device)
+    stored = json.loads(metadata["config"])
+    config = behaviour_config(trained_on, stored | stored.pop("learner", {}))
+    seed = int(metadata["seed"])
+    if isinstance(config, SelfPlayConfig):
+        player = self_play_learner(trained_on, config, seed, device)
+        player.load_state_dict(tensors, training=False)
+        return UnitPolicy(player, spec or trained_on, index=0, epsilon=epsilon), trained_on
+    assert isinstance(config, OnlineConfig)
+    learner = behaviour_learner(trained_on, config, seed, device)
     learner.load_state_dict(tensors, training=False)
-    return LearnerPolicy(learner), spec
+    return LearnerPolicy(learner), trained_on

@@ -8,10 +8,19 @@ from typing import Any
 
 from offmarl.behaviour.checkpoint import load_policy_file
 from offmarl.behaviour.online import OnlineConfig, train_online
-from offmarl.behaviour.qualities import QUALITIES, TRAINED, TaskKey, TrainedBehaviour, trained_behaviour
+from offmarl.behaviour.qualities import (
+    QUALITIES,
+    TRAINED,
+    TaskKey,
+    TrainedBehaviour,
+    self_play_copies,
+    trained_behaviour,
+)
 from offmarl.behaviour.random import RandomPolicy
+from offmarl.behaviour.schedule import Schedule
 from offmarl.behaviour.scripted import scripted_policy
-from offmarl.behaviour.tuning import tuned
+from offmarl.behaviour.self_play import SelfPlayConfig, own_side, train_self_play
+from offmarl.behaviour.tuning import behaviour_config
 from offmarl.behaviour.wrappers import FreeRiders, NoisyPolicy, check_free_riders
 from offmarl.data.catalog import datasets_folder, reference_returns
 from offmarl.data.collect import collect
@@ -19,10 +28,11 @@ from offmarl.data.record import EpisodeRecorder
 from offmarl.data.schema import check_id
 from offmarl.data.store import Dataset, partial_folder
 from offmarl.data.writer import Writer, check_replaceable
-from offmarl.envs.base import EnvSpec, Policy
+from offmarl.envs.base import Environment, EnvSpec, Policy
 from offmarl.errors import DataError, UsageError, unknown_name
+from offmarl.learners.meanfield.base import MeanFieldLearner
 from offmarl.reporter import Reporter
-from offmarl.settings import configure
+from offmarl.training.units import UnitPolicy
 
 DEFAULT_TRANSITIONS = 200_000  # a few seconds in the particle world
 SLOW_TRANSITIONS = 20_000  # environments stepped one by one in worker processes
@@ -60,8 +70,7 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
     if request.quality not in QUALITIES:
         raise unknown_name("quality", request.quality, QUALITIES)
     task = TaskKey(request.env, request.backend, request.env_options or {}, request.device)
-    with task.make(1) as probe:
-        spec = probe.spec
+    spec = task.describe()
     dataset_id = check_id(request.name or default_id(request))
     folder = request.out or datasets_folder() / dataset_id
     check_replaceable(folder)
@@ -74,7 +83,7 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
         check_free_riders(request.free_riders, spec)
         if request.policy is None and request.quality == "medium-replay":
             raise UsageError("--free-riders: medium-replay is what training saw; choose another --quality")
-    config = configure(OnlineConfig, {**tuned(spec), **(request.behaviour or {})}, "behaviour")
+    config = behaviour_config(spec, request.behaviour or {})
     needs_training = request.policy is None and request.quality in TRAINED
     if needs_training:
         config.check()
@@ -103,13 +112,15 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
     if request.policy is None and request.quality == "medium-replay":
         assert trained is not None
         return _record_training(
-            request, task, config, trained, folder, dataset_id, provenance, references, reporter
+            request, task, spec, config, trained, folder, dataset_id, provenance, references, reporter
         )
 
     policy = _policy(request, spec, config, trained)
-    with task.make(request.num_envs or _copies(spec)) as env:
+    copies = request.num_envs or _copies(spec)
+    # A given policy may want to be shown observations.
+    with task.make(copies) if request.policy else task.make_blind(spec, copies) as env:
         writer = _writer(request, folder, env.spec, dataset_id, provenance, references, reporter)
-        with writer, reporter.bar(f"collect {dataset_id}") as progress:
+        with reporter.bar(f"collect {dataset_id}") as progress, writer:
             collect(env, policy, writer, transitions, request.seed, progress)
     return Dataset.open(folder)
 
@@ -147,16 +158,21 @@ def _copies(spec: EnvSpec) -> int:
     return SLOW_COPIES if _slow(spec) else DEFAULT_COPIES
 
 
-def _exploration(request: CollectRequest, config: OnlineConfig, spec: EnvSpec) -> dict[str, Any]:
+def _exploration(request: CollectRequest, config: Schedule, spec: EnvSpec) -> dict[str, Any]:
     if request.policy is None and request.quality == "random":
         return {"kind": "uniform"}
     if spec.discrete:
         return {"kind": "epsilon-greedy", "epsilon": config.exploration}
-    return {"kind": "gaussian, clipped to [-1, 1]", "standard_deviation": config.noise}
+    return {"kind": "gaussian, clipped to [-1, 1]", "standard_deviation": _noise(config, spec)}
+
+
+def _noise(config: Schedule, spec: EnvSpec) -> float:
+    """Exploration while data are collected: a share of choices, or a standard deviation."""
+    return config.noise if isinstance(config, OnlineConfig) and not spec.discrete else config.exploration
 
 
 def _policy(
-    request: CollectRequest, spec: EnvSpec, config: OnlineConfig, trained: TrainedBehaviour | None
+    request: CollectRequest, spec: EnvSpec, config: Schedule, trained: TrainedBehaviour | None
 ) -> Policy:
     """Who acts: the policy asked for, its exploration noise, its free riders."""
     if request.policy is not None:
@@ -167,9 +183,9 @@ def _policy(
         policy = scripted_policy(spec)
     else:
         assert trained is not None
-        policy = trained.policy(request.quality, request.device)
+        policy = trained.policy(request.quality, spec, request.device)
     if request.policy is not None or request.quality != "random":
-        policy = NoisyPolicy(policy, spec, config.exploration if spec.discrete else config.noise)
+        policy = NoisyPolicy(policy, spec, _noise(config, spec))
     return FreeRiders(policy, spec, request.free_riders) if request.free_riders else policy
 
 
@@ -178,11 +194,15 @@ def _given_policy(name: str, spec: EnvSpec, device: str) -> Policy:
     path = Path(name).expanduser()
     policy: Policy
     if path.suffix == ".safetensors":
-        policy, trained_on = load_policy_file(path, device)
+        policy, trained_on = load_policy_file(path, device, spec)
+        if isinstance(policy, UnitPolicy):
+            return policy  # it sees by rendering: on any side, with any number of agents
     else:
         from offmarl.training.run import find_run, load_policy
 
         loaded = load_policy(find_run(name), device)
+        if isinstance(loaded.learner, MeanFieldLearner):
+            return loaded.of_seed().on(spec)
         policy, trained_on = loaded.of_seed(), loaded.spec
     for field in ("obs_names", "action_names", "action_type"):
         if getattr(trained_on, field) != getattr(spec, field):
@@ -215,10 +235,18 @@ def _writer(
     )
 
 
+def _training_copies(task: TaskKey, spec: EnvSpec, config: Schedule) -> Environment:
+    """Where the behaviour learns."""
+    if isinstance(config, SelfPlayConfig):
+        return self_play_copies(spec, config, task.device)
+    return task.make(config.num_envs)
+
+
 def _record_training(
     request: CollectRequest,
     task: TaskKey,
-    config: OnlineConfig,
+    spec: EnvSpec,
+    config: Schedule,
     trained: TrainedBehaviour,
     folder: Path,
     dataset_id: str,
@@ -227,20 +255,28 @@ def _record_training(
     reporter: Reporter,
 ) -> Dataset:
     """`medium-replay`: train once more to where the medium policy was taken, and keep every finished episode."""
-    with task.make(config.num_envs) as env:
+    until = trained.medium_step
+    with _training_copies(task, spec, config) as env:
+        if isinstance(config, SelfPlayConfig):  # its games are long: the last ones are played to their end
+            until = math.ceil(until / spec.horizon) * spec.horizon
         writer = Writer(
             folder,
-            env.spec,
+            spec,
             id=dataset_id,
-            provenance={**provenance, "until_step": trained.medium_step},
+            provenance={**provenance, "until_step": until},
             references=references,
             overwrite=request.overwrite or partial_folder(folder).exists(),  # a replay cannot be resumed
         )
-        with writer, reporter.bar(f"replay {dataset_id}") as progress:
-            seen = trained.medium_step * env.num_envs
+        with reporter.bar(f"replay {dataset_id}") as progress, writer:
+            seen = until * env.num_envs
             share = min((request.transitions or seen) / seen, 1.0)
             recorder = EpisodeRecorder(env, writer, copies=math.ceil(share * env.num_envs))
-            train_online(env, env, config, request.seed, progress, recorder, until=trained.medium_step)
+            if isinstance(config, SelfPlayConfig):
+                on_step = own_side(spec, env.spec, recorder)
+                train_self_play(env, config, request.seed, progress, on_step, until)
+            else:
+                assert isinstance(config, OnlineConfig)
+                train_online(env, env, config, request.seed, progress, recorder, until)
     dataset = Dataset.open(folder)
     if request.transitions and dataset.card.transitions < request.transitions:
         reporter.say(

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.behaviour.replay import ReplayBuffer
+from offmarl.behaviour.schedule import Schedule
 from offmarl.behaviour.wrappers import NoisyPolicy
 from offmarl.envs.base import Environment, EnvSpec, Frame, Step
-from offmarl.errors import OffmarlError, UsageError
+from offmarl.errors import OffmarlError
 from offmarl.evaluation.rollout import rollout
-from offmarl.learners.base import Learner
+from offmarl.learners.base import ObservingLearner
 from offmarl.learners.mixers import MixerKind
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Progress
@@ -33,23 +34,18 @@ OnStep = Callable[[Frame, Tensor, Step], None]
 
 
 @dataclass(frozen=True)
-class OnlineConfig:
-    """Settings of online training. Values were measured on the papers' spread task unless another source is named."""
+class OnlineConfig(Schedule):
+    """Settings of online training. Values were measured on the papers' spread task unless another source is named.
 
-    steps: Count = 3_000  # of all copies together, one update each
-    num_envs: Count = 64
-    warm_up: Count = 200  # steps of uniform actions before the first update; they also scale the rewards
+    There is one update a step; the warm-up also scales the rewards. Learning jumps within 200 steps, so checkpoints
+    are many.
+    """
+
     noise: Annotated[float, Field(ge=0)] = (
         0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
     )
-    # Share of random choices where actions are discrete: it falls from 1, in equal steps, to this. Data are collected
-    # with this too.
-    exploration: Annotated[float, Field(ge=0, le=1)] = 0.1
-    exploration_steps: Annotated[int, Field(ge=0)] = 0  # after the warm-up, until that is reached
     batch_rows: Count = 1_024  # agents' transitions in a batch, of all agents together
     capacity: Count = 1_000_000  # agents' transitions kept
-    checkpoint_every: Count = 50  # learning jumps within 200 steps
-    evaluation_episodes: Count = 128  # for each checkpoint
     hidden: tuple[int, ...] = (64, 64)
     learning_rate: float = 3e-3
     gamma: float = 0.95  # OMAR (Pan et al. 2022), horizon 25
@@ -63,15 +59,6 @@ class OnlineConfig:
     )
     normalise_observations: bool = False  # to the moments of the warm-up
 
-    def check(self) -> None:
-        """Raise `UsageError` for settings under which no policy would come out of training."""
-        first = (self.warm_up // self.checkpoint_every + 1) * self.checkpoint_every
-        if self.steps < first:
-            raise UsageError(
-                f"behaviour.steps={self.steps}: the first checkpoint comes at step {first} "
-                f"(behaviour.warm_up={self.warm_up}, behaviour.checkpoint_every={self.checkpoint_every})"
-            )
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -82,7 +69,9 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-def behaviour_learner(spec: EnvSpec, config: OnlineConfig, seed: int, device: torch.device | str) -> Learner:
+def behaviour_learner(
+    spec: EnvSpec, config: OnlineConfig, seed: int, device: torch.device | str
+) -> ObservingLearner:
     """TD3 for continuous actions, for choices QMIX or independent double Q-learning.
 
     Agents of a task share a network.
@@ -96,18 +85,21 @@ def behaviour_learner(spec: EnvSpec, config: OnlineConfig, seed: int, device: to
         "normalise_observations": config.normalise_observations,
         "reward_sd": config.reward_sd,
     }
-    if spec.discrete:
-        values |= {"alpha": 0.0, "trunk": "mlp"}
-        if config.mixer is None or not (spec.state_dim or spec.shared_reward):
-            return make_learner("cql", spec, values, [seed], device)
-        return make_learner("qmix_cql", spec, values | {"mixer": config.mixer}, [seed], device)
-    values |= {
-        "bc_weight": 0.0,
-        "normalise_q": False,
-        "action_penalty": config.action_penalty,
-        "policy_delay": config.policy_delay,
-    }
-    return make_learner("td3bc", spec, values, [seed], device)
+    if not spec.discrete:
+        name = "td3bc"
+        values |= {
+            "bc_weight": 0.0,
+            "normalise_q": False,
+            "action_penalty": config.action_penalty,
+            "policy_delay": config.policy_delay,
+        }
+    elif config.mixer is None or not (spec.state_dim or spec.shared_reward):
+        name, values = "cql", values | {"alpha": 0.0, "trunk": "mlp"}
+    else:
+        name, values = "qmix_cql", values | {"alpha": 0.0, "trunk": "mlp", "mixer": config.mixer}
+    learner = make_learner(name, spec, values, [seed], device)
+    assert isinstance(learner, ObservingLearner), "all three observe"
+    return learner
 
 
 def train_online(
@@ -143,7 +135,7 @@ def train_online(
     for count in range(1, last + 1):
         policy = uniform if count <= config.warm_up else explorer
         if spec.discrete:
-            explorer.noise = exploration(count, config)
+            explorer.noise = config.epsilon(count)
         action = policy.act(frame, acting)
         step = env.step(action)
         buffer.add(frame, action, step, individual_reward(step, spec))
@@ -166,14 +158,6 @@ def train_online(
         if progress is not None:
             progress(count, last)
     return checkpoints
-
-
-def exploration(count: int, config: OnlineConfig) -> float:
-    """Share of random choices at step `count`."""
-    past = max(count - config.warm_up, 0)
-    if past >= config.exploration_steps:
-        return config.exploration
-    return 1 - (1 - config.exploration) * past / config.exploration_steps
 
 
 def individual_reward(step: Step, spec: EnvSpec) -> Tensor:

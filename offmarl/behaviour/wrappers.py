@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from offmarl.behaviour.random import RandomPolicy
-from offmarl.envs.base import EnvSpec, Frame, Policy
+from offmarl.envs.base import EnvSpec, Frame, KnownPolicy, Policy
 from offmarl.errors import UsageError
 
 
@@ -22,6 +22,7 @@ class NoisyPolicy:
         self.noise = noise
         self.discrete = spec.discrete
         self.random = RandomPolicy(spec)
+        self._meant: Tensor | None = None  # [E, N] bool: at the last `act` the choice was the policy's
 
     def begin(self, starting: Tensor, generator: torch.Generator) -> None:
         """Passed on."""
@@ -31,14 +32,25 @@ class NoisyPolicy:
         """[E, N, A] float in [-1, 1], or [E, N] int64."""
         action = self.policy.act(frame, generator)
         if self.noise == 0:
+            self._meant = torch.ones_like(action, dtype=torch.bool) if self.discrete else None
             return action
         if self.discrete:
             explore = (
                 torch.rand(action.shape, generator=generator, device=action.device) < self.noise
             )  # [E, N]
-            return torch.where(explore, self.random.act(frame, generator), action)
+            chosen = torch.where(explore, self.random.act(frame, generator), action)
+            self._meant = chosen == action
+            return chosen
         draw = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         return (action + self.noise * draw).clamp(-1, 1)
+
+    def probability(self) -> Tensor | None:
+        """Of what the last `act` chose, around a policy that always chooses alike: [E, N]; None of actions."""
+        if self._meant is None:
+            return None
+        meant = (1 - self.noise) * self._meant
+        by_chance = self.random.probability()
+        return meant if by_chance is None else meant + self.noise * by_chance
 
     def annotations(self) -> dict[str, Tensor]:
         """Passed on."""
@@ -81,6 +93,14 @@ class FreeRiders:
         idling = self.random.act(frame, generator).to(working.dtype)
         idle = self.idle if working.dim() == 2 else self.idle.unsqueeze(2)
         return torch.where(idle, idling, working)
+
+    def probability(self) -> Tensor | None:
+        """Of what the last `act` chose, given who rode free: [E, N]; None where it cannot be told."""
+        working = self.policy.probability() if isinstance(self.policy, KnownPolicy) else None
+        idling = self.random.probability()
+        if working is None or idling is None or self.idle is None:
+            return None
+        return torch.where(self.idle, idling.to(working.dtype), working)
 
     def annotations(self) -> dict[str, Tensor]:
         """`free_rider` [E, N] bool beside what the policy itself tells."""

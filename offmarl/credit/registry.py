@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from offmarl.errors import UsageError, unknown_name
+from offmarl.own_code import own_class
 from offmarl.settings import configure
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ DECOMPOSERS: dict[str, str] = {
 
 
 def decomposer_class(method: str) -> type[Decomposer]:
-    """Import the class behind `method`. Raises `UsageError` for an unknown name."""
+    """Import the class behind `method`, a name or `module:Class`. Raises `UsageError` for an unknown one."""
+    if ":" in method:
+        from offmarl.credit.base import Decomposer
+
+        return own_class("decomposition method", method, Decomposer)  # type: ignore[type-abstract]
     if method not in DECOMPOSERS:
         raise unknown_name("decomposition method", method, DECOMPOSERS)
     module, _, attribute = DECOMPOSERS[method].partition(":")

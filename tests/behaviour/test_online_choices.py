@@ -5,7 +5,7 @@ import torch
 from signals import HORIZON, Signals
 
 from offmarl.behaviour.checkpoint import load_policy_file, save_policy
-from offmarl.behaviour.online import OnlineConfig, behaviour_learner, exploration, train_online
+from offmarl.behaviour.online import OnlineConfig, behaviour_learner, train_online
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.behaviour.replay import ReplayBuffer
 from offmarl.envs.registry import make
@@ -28,9 +28,9 @@ CONFIG = OnlineConfig(
 
 
 def test_exploration_falls_in_equal_steps_after_the_warm_up():
-    shares = [exploration(count, CONFIG) for count in (1, 20, 70, 120, 300)]
+    shares = [CONFIG.epsilon(count) for count in (1, 20, 70, 120, 300)]
     assert shares == pytest.approx([1.0, 1.0, 0.525, 0.05, 0.05])
-    assert exploration(5, OnlineConfig(exploration=0.2)) == 0.2
+    assert OnlineConfig(exploration=0.2).epsilon(5) == 0.2
 
 
 def test_a_team_with_a_state_is_taught_by_mixing_and_others_alone():

@@ -25,7 +25,7 @@ def test_a_decomposition_is_written_read_and_reported(dataset):
     report = decompose(
         dataset, values=KEPT, seed=1, progress=lambda stage, done, total: stages.append((stage, done))
     )
-    assert stages[0] == ("structure", 1)
+    assert ("structure", 1) in stages
     assert ("refit", 60) in stages
     shown = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert {"credit", "fit_r2", "fallback", "truth", "seconds", "agents", "reason"} <= shown.keys()
