@@ -11,14 +11,12 @@ import torch
 
 from offmarl.atomic import write_json
 from offmarl.behaviour.collection import CollectRequest, collect_dataset, default_id
-from offmarl.behaviour.online import OnlineConfig
-from offmarl.behaviour.qualities import QUALITIES, REFERENCE_EPISODES, TaskKey, trained_behaviour
-from offmarl.behaviour.tuning import tuned
+from offmarl.behaviour.qualities import QUALITIES, TaskKey, reference_episodes, trained_behaviour
+from offmarl.behaviour.tuning import behaviour_config
 from offmarl.console import Terminal
 from offmarl.data.catalog import catalogue_folder, datasets_folder, save_reference
 from offmarl.data.store import Dataset
 from offmarl.envs.registry import listing
-from offmarl.settings import configure
 
 FREE_RIDERS = {"mpe_targets": 4, "mpe_tag_individual": 2}
 TRUE_OF_ANY_MACHINE = ("command", "quality", "free_riders", "exploration", "seed", "versions")
@@ -44,12 +42,10 @@ def requests(env_id: str) -> list[CollectRequest]:
 def measure_references(env_id: str, terminal: Terminal) -> None:
     """Random and expert returns of a task with its default options, into the catalogue."""
     task = TaskKey(env_id, "offmarl", {}, "cpu")
-    with task.make(1) as probe:
-        spec = probe.spec
-    config = configure(OnlineConfig, tuned(spec), "behaviour")
-    trained = trained_behaviour(task, config, seed=0, reporter=terminal)
+    spec = task.describe()
+    trained = trained_behaviour(task, behaviour_config(spec, {}), seed=0, reporter=terminal)
     command = f"python recipes/catalogue.py {env_id}"
-    save_reference(spec, trained.random_return, trained.expert_return, REFERENCE_EPISODES, command)
+    save_reference(spec, trained.random_return, trained.expert_return, reference_episodes(spec), command)
 
 
 def write_card(request: CollectRequest, dataset: Dataset) -> Path:

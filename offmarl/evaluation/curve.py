@@ -9,7 +9,7 @@ from offmarl.envs.registry import make
 from offmarl.evaluation.rollout import rollout
 from offmarl.evaluation.scores import normalised_score
 from offmarl.learners.base import Learner
-from offmarl.training.acting import LearnerPolicy
+from offmarl.training.acting import acting
 from offmarl.training.loop import AlongTheWay
 
 EPISODES = 32  # for each seed: as SMAC (Samvelyan et al. 2019) and OG-MARL (Formanek et al. 2023) do
@@ -33,7 +33,7 @@ def returns_along(
     with make(spec.id, seeds * EPISODES, backend=spec.backend, options=spec.options, device=device) as env:
 
         def measure(learner: Learner) -> dict[str, list[float]]:
-            returns = rollout(env, LearnerPolicy(learner), seed)
+            returns = rollout(env, acting(learner, spec), seed)
             per_seed = returns.mean_agent.view(seeds, EPISODES).mean(1).tolist()
             measured = {"return": per_seed}
             scores = [normalised_score(value, references) for value in per_seed]

@@ -11,10 +11,10 @@ from offmarl.credit.relabel import agreement
 from offmarl.data.catalog import find_dataset, reference_returns
 from offmarl.envs.base import EnvSpec
 from offmarl.envs.registry import make
-from offmarl.errors import DataError, OffmarlError, UsageError
+from offmarl.errors import OffmarlError, UsageError
 from offmarl.evaluation.rollout import rollout
 from offmarl.evaluation.statistics import Interval, bootstrap_interval
-from offmarl.reporter import Reporter
+from offmarl.reporter import Progress, Reporter
 from offmarl.training.run import RunFolder, find_run, list_runs, load_policy
 
 
@@ -177,20 +177,26 @@ def evaluate_run(
     run: RunFolder, episodes: int, seed: int, env_options: dict[str, Any], device: str, reporter: Reporter
 ) -> Evaluation:
     """Play `episodes` episodes with every seed's policy, all at once."""
+    with reporter.bar(f"evaluate {run.id}") as progress:
+        return _evaluate(run, episodes, seed, env_options, device, progress)
+
+
+def _evaluate(
+    run: RunFolder, episodes: int, seed: int, env_options: dict[str, Any], device: str, progress: Progress
+) -> Evaluation:
     policy = load_policy(run, device)
     spec: EnvSpec = policy.spec
     seeds = policy.n_seeds
     options = {**spec.options, **env_options}
     with make(spec.id, seeds * episodes, backend=spec.backend, options=options, device=device) as env:
-        _same_shapes(env.spec, spec, run)
-        with reporter.bar(f"evaluate {run.id}") as progress:
-            steps_done = [0]
+        policy = policy.on(env.spec)
+        steps_done = [0]
 
-            def on_step() -> None:
-                steps_done[0] += 1
-                progress(steps_done[0], spec.horizon)
+        def on_step() -> None:
+            steps_done[0] += 1
+            progress(steps_done[0], spec.horizon)
 
-            returns = rollout(env, policy, seed, on_step)
+        returns = rollout(env, policy, seed, on_step)
     by_seed = returns.mean_agent.view(seeds, episodes)  # [S, episodes]
     won = None if returns.won is None else returns.won.view(seeds, episodes).double().mean(1)  # [S]
     per_seed = by_seed.mean(1).tolist()
@@ -241,13 +247,3 @@ def _agreement(source: dict[str, Any], rewards: str) -> dict[str, float | None] 
         return agreement(dataset, rewards) if dataset.card.sha256 == source["sha256"] else None
     except OffmarlError:
         return None
-
-
-def _same_shapes(env: EnvSpec, policy: EnvSpec, run: RunFolder) -> None:
-    for name in ("n_agents", "obs_dim", "action_dim", "action_type"):
-        here, there = getattr(env, name), getattr(policy, name)
-        if here != there:
-            raise DataError(
-                f"run {run.id} was trained with {name}={there}, this environment has {name}={here}: "
-                "its policy cannot act there"
-            )

@@ -11,17 +11,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from offmarl.behaviour.self_play import SelfPlayConfig
 from offmarl.credit.relabel import BUILT_IN
 from offmarl.errors import UsageError, unknown_name
 from offmarl.report.bench_tables import TableSpec
 from offmarl.settings import Count, Natural
 
 SEED = "$seed"  # stands for the cell's seed wherever a setting may
+
+
+def _absent(value: object) -> bool:
+    return value is None
 
 
 class _Strict(BaseModel):
@@ -61,11 +66,49 @@ class TrainStage(_Strict):
     seed: Natural | None = None  # the first of them; None: the cell's
 
 
+class OpeStage(_Strict):
+    """Estimates of the scores, as `offmarl evaluate --offline` makes them."""
+
+    estimators: list[str] | None = None  # None: all that the data can answer
+    settings: dict[str, Any] = {}
+    seed: Natural = 0
+
+
 class EvaluateStage(_Strict):
     """The scores, as `offmarl evaluate` takes them."""
 
     episodes: Count = 200  # for each trained seed
     options: dict[str, Any] = {}  # of the environment, where they differ from the data's
+    seed: Natural | None = None  # None: the cell's
+    # Estimate the return from the data too, as `offmarl evaluate --offline` does; None: no.
+    ope: Annotated[OpeStage | None, Field(exclude_if=lambda ope: ope is None)] = None
+
+
+class OnlineStage(_Strict):
+    """Policies that learn by playing, as those that `offmarl collect` acts by."""
+
+    env: str
+    quality: Literal["medium", "expert"] = "expert"
+    options: dict[str, Any] = {}  # of the environment
+    behaviour: dict[str, Any] = {}  # algorithm and its settings
+    seed: Natural | None = None  # None: the cell's
+
+
+def algorithm_of(stage: OnlineStage) -> str:
+    """What learns in games."""
+    return str(stage.behaviour.get("algorithm", SelfPlayConfig.algorithm))
+
+
+class PlayStage(_Strict):
+    """Games against one opponent, as `offmarl tournament` has them played."""
+
+    # random, charge, behaviour (what collected the data), or a learner: taught as the contestant was, by the same
+    # seed, on the same task or data.
+    against: str = "random"
+    opponent: dict[str, Any] = {}  # settings of a learner that is the opponent: `behaviour` or `settings`
+    agents: Count | None = None  # of the first side; None: as in training
+    games: Annotated[int, Field(ge=2)] = 40
+    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.05
     seed: Natural | None = None  # None: the cell's
 
 
@@ -77,11 +120,16 @@ class CellSettings(_Strict):
     decompose: DecomposeStage | None = None
     train: TrainStage | None = None
     evaluate: EvaluateStage | None = None
+    # Left out where they are not given, so that the cells of other recipes keep their names.
+    online: Annotated[OnlineStage | None, Field(exclude_if=_absent)] = (
+        None  # in place of all of these: no data
+    )
+    play: Annotated[PlayStage | None, Field(exclude_if=_absent)] = None  # in place of `evaluate`
 
     @model_validator(mode="before")
     @classmethod
     def _implied(cls, values: Any) -> Any:
-        """Training is measured by an evaluation; rewards that are not built in are decomposed first."""
+        """Training is measured by an evaluation or by games; rewards that are not built in are decomposed first."""
         train = values.get("train")
         if not train:
             return values
@@ -94,17 +142,32 @@ class CellSettings(_Strict):
             **values,
             "decompose": decompose,
             "train": {**train, "rewards": rewards},
-            "evaluate": values.get("evaluate") or {},
+            "evaluate": values.get("evaluate") or (None if values.get("play") else {}),
         }
 
     @model_validator(mode="after")
     def _whole(self) -> "CellSettings":
+        if self.online is not None:
+            return self._online_whole()
+        if self.play is not None and (self.train is None or self.evaluate is not None):
+            raise ValueError(
+                "a stage 'play' needs a stage 'train' or 'online', and stands in place of 'evaluate'"
+            )
         if (self.dataset is None) == (self.collect is None):
             raise ValueError("give either a stage 'collect' or a 'dataset' that exists")
         if self.decompose is None and self.train is None:
             raise ValueError("nothing to measure: give a stage 'decompose' or 'train'")
         if self.evaluate is not None and self.train is None:
             raise ValueError("a stage 'evaluate' needs a stage 'train'")
+        return self
+
+    def _online_whole(self) -> "CellSettings":
+        others = ("dataset", "collect", "decompose", "train", "evaluate")
+        for name in others:
+            if getattr(self, name) is not None:
+                raise ValueError(f"a stage 'online' stands in place of '{name}'")
+        if self.play is None:
+            raise ValueError("nothing to measure: give a stage 'play'")
         return self
 
     def with_seed(self, seed: int) -> "CellSettings":
@@ -118,7 +181,7 @@ class CellSettings(_Strict):
 
 
 Scalar = bool | int | float | str | None
-STAGES = ("collect", "decompose", "train", "evaluate")
+STAGES = ("collect", "decompose", "train", "online", "evaluate", "play")
 _PATH = re.compile(rf"dataset|({'|'.join(STAGES)})(\.[^.]+)+")
 
 
@@ -129,7 +192,9 @@ class Block(_Strict):
     collect: dict[str, Any] | None = None
     decompose: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
+    online: dict[str, Any] | None = None
     evaluate: dict[str, Any] | None = None
+    play: dict[str, Any] | None = None
     grid: dict[str, list[Scalar] | dict[str, dict[str, Any]]] = {}
 
     @field_validator("grid")
@@ -309,6 +374,11 @@ def _derived(settings: CellSettings) -> dict[str, str]:
         found["method"] = settings.decompose.method
     if settings.train is not None:
         found["learner"], found["rewards"] = settings.train.learner, settings.train.rewards
+    if settings.online is not None:
+        found["env"] = settings.online.env
+        found["learner"] = algorithm_of(settings.online)
+    if settings.play is not None:
+        found["against"], found["agents"] = settings.play.against, _label(settings.play.agents)
     return found
 
 

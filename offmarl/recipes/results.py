@@ -10,8 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from offmarl.errors import DataError, UsageError
+from offmarl.evaluation.ope.offline import PREFIX
+from offmarl.evaluation.ope.ranking import Candidate
 from offmarl.recipes.bench import CELLS, bench_folder
-from offmarl.recipes.recipe import CellSettings, CollectStage, select
+from offmarl.recipes.recipe import CellSettings, CollectStage, algorithm_of, select
+from offmarl.report.selection import Selection
 from offmarl.report.study import SAME_DATA, Measured, Study, flat, make_study
 from offmarl.stored_json import read_object
 from offmarl.training.loop import TrainConfig
@@ -101,32 +104,40 @@ def _trained(cell: _Stored) -> int:
 
 def _measured(cell: _Stored, replicated: bool) -> Measured:
     settings, trained = cell.settings, _trained(cell)
-    collect, train, decompose = settings.collect, settings.train, settings.decompose
+    train, decompose = settings.train, settings.decompose
     values = {name: numbers for name, numbers in cell.values.items() if len(numbers) == trained}
     if replicated:  # one value a dataset
         values = {name: [fmean(numbers)] for name, numbers in values.items()}
         seeds: tuple[str, ...] = (cell.coordinates["seed"],)
     else:
-        fitted = train or decompose
+        fitted = train or decompose or settings.online
         assert fitted is not None, "CellSettings see to it"
         seeds = tuple(str((fitted.seed or 0) + index) for index in range(trained))
     if train is not None:
         learner = train.learner
+    elif settings.online is not None:
+        learner = algorithm_of(settings.online)
     else:
         assert decompose is not None, "CellSettings see to it"
         learner = decompose.method
     episodes = cell.details.get("episodes")
     compared = settings.model_dump(
         mode="json",
-        include={"decompose", "train", "evaluate"},
-        exclude={"decompose": IGNORED, "train": {*IGNORED, "learner", "rewards"}, "evaluate": IGNORED},
+        include={"decompose", "train", "online", "evaluate", "play"},
+        exclude={
+            "decompose": IGNORED,
+            "train": {*IGNORED, "learner", "rewards"},
+            "online": {"seed": True, "env": True, "options": True, "behaviour": {"algorithm"}},
+            "evaluate": IGNORED,
+            "play": {*IGNORED, "against", "agents"},
+        },
         exclude_none=True,
     )
     behaviour = cell.values.get("behaviour")
     return Measured(
         source=cell.cell,
-        env=str(settings.dataset) if collect is None else collect.env,
-        task={"": settings.dataset} if collect is None else _task(collect, cell.coordinates["seed"]),
+        env=_env(settings),
+        task=_task_of(settings, cell.coordinates["seed"]),
         learner=learner,
         rewards=None if train is None else train.rewards,
         settings=compared,
@@ -136,6 +147,24 @@ def _measured(cell: _Stored, replicated: bool) -> Measured:
         steps=None if train is None else train.loop.get("steps", TrainConfig().steps),
         behaviour={"score": behaviour[0]} if behaviour else {},
     )
+
+
+def _env(settings: CellSettings) -> str:
+    stage = settings.collect or settings.online
+    return str(settings.dataset) if stage is None else stage.env
+
+
+def _task_of(settings: CellSettings, seed: str) -> dict[str, Any]:
+    """What was learnt from or in, and in games against whom."""
+    if settings.collect is not None:
+        task = _task(settings.collect, seed)
+    elif settings.online is not None:
+        task = {"": f"{settings.online.env}/online", **flat(settings.online.options)}
+    else:
+        task = {"": settings.dataset}
+    if settings.play is not None:
+        task |= {"against": settings.play.against, "play.agents": settings.play.agents}
+    return task
 
 
 def _task(collect: CollectStage, seed: str) -> dict[str, Any]:
@@ -152,3 +181,34 @@ def _task(collect: CollectStage, seed: str) -> dict[str, Any]:
             if not (key.endswith("seed") and str(value) == seed)
         },
     }
+
+
+def candidates_of_bench(folder: Path, only: Sequence[str] = ()) -> Selection:
+    """The cells of `folder` as policies to choose among, by the estimates that stand in them.
+
+    Raises like `study_of_bench`, and `UsageError` where no cell holds an estimate.
+    """
+    cells = _read(folder, only).cells
+    estimated = [cell for cell in cells if any(name.startswith(PREFIX) for name in cell.values)]
+    if not estimated:
+        raise UsageError(
+            f"{folder}: no measured cell holds estimates; have them made by `ope: {{}}` in the recipe's stage evaluate"
+        )
+    several = _several_datasets(estimated)
+    candidates = []
+    for cell in estimated:
+        collect, seed = cell.settings.collect, cell.coordinates["seed"]
+        data = str(cell.settings.dataset) if collect is None else str(_task(collect, seed)[""])
+        candidates.append(
+            Candidate(
+                name=cell.cell.rpartition("-")[0],
+                data=f"{data}, seed {seed}" if several else data,
+                estimates={
+                    name.removeprefix(PREFIX): fmean(numbers)
+                    for name, numbers in cell.values.items()
+                    if name.startswith(PREFIX) and name != f"{PREFIX}coverage"
+                },
+                true_return=fmean(cell.values["return"]) if cell.values.get("return") else None,
+            )
+        )
+    return Selection(f"{estimated[0].recipe}: policies chosen by their data", tuple(candidates))

@@ -13,25 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from offmarl.behaviour.collection import CollectRequest, collect_dataset
-from offmarl.behaviour.online import OnlineConfig
 from offmarl.behaviour.qualities import QUALITIES
-from offmarl.behaviour.tuning import tuned
+from offmarl.behaviour.tuning import behaviour_config
 from offmarl.behaviour.wrappers import check_free_riders
 from offmarl.credit.base import Credit
 from offmarl.credit.inputs import input_layout
 from offmarl.credit.registry import decomposer_class
-from offmarl.credit.relabel import BUILT_IN, CreditReport, decompose
+from offmarl.credit.relabel import CreditReport, decompose
 from offmarl.data.catalog import find_dataset
 from offmarl.envs.base import EnvSpec
 from offmarl.envs.registry import make
 from offmarl.errors import unknown_name
+from offmarl.evaluation.ope.config import OpeConfig
+from offmarl.evaluation.ope.estimators import check_names
+from offmarl.evaluation.ope.offline import OfflineEvaluation, estimated_values, evaluate_runs_offline
 from offmarl.evaluation.scores import evaluate_run, normalised_score
-from offmarl.learners.registry import learner_class
-from offmarl.recipes.recipe import CellSettings, CollectStage, DecomposeStage
+from offmarl.learners.registry import learner_class, task_kind
+from offmarl.recipes import games
+from offmarl.recipes.recipe import CellSettings, CollectStage, DecomposeStage, OpeStage, TrainStage
 from offmarl.reporter import Silent
 from offmarl.settings import configure
 from offmarl.training.loop import TrainConfig
 from offmarl.training.offline import TrainRequest, train_offline
+from offmarl.training.run import RECORD_NAME, RunFolder
 
 CREDIT = "credit"  # name of the file inside a decomposition's folder
 
@@ -47,6 +51,8 @@ class Measurement:
 def check(settings: CellSettings) -> None:
     """Raise `UsageError` for a name or a setting that does not exist, before hours are spent on the others."""
     spec = None
+    if settings.play is not None:
+        games.check(settings)
     if settings.collect is not None:
         stage = settings.collect
         if stage.quality not in QUALITIES:
@@ -55,15 +61,19 @@ def check(settings: CellSettings) -> None:
             spec = _spec(stage.env, json.dumps(stage.options, sort_keys=True))
             if stage.free_riders:
                 check_free_riders(stage.free_riders, spec)
-            configure(OnlineConfig, {**tuned(spec), **stage.behaviour}, "behaviour").check()
+            behaviour_config(spec, stage.behaviour).check()
     if settings.decompose is not None:
         method = decomposer_class(settings.decompose.method)
         configure(method.config_class, settings.decompose.settings, "credit")
     if settings.train is not None:
-        action_type = "continuous" if spec is None else spec.action_type
-        learner = learner_class(settings.train.learner, action_type)
+        kind = "continuous" if spec is None else task_kind(spec)
+        learner = learner_class(settings.train.learner, kind)
         configure(learner.config_class, settings.train.settings, "learner")
         configure(TrainConfig, settings.train.loop, "train").check()
+    if settings.evaluate is not None and settings.evaluate.ope is not None:
+        configure(OpeConfig, settings.evaluate.ope.settings, "ope")
+        if settings.evaluate.ope.estimators is not None:
+            check_names(settings.evaluate.ope.estimators)
 
 
 @cache
@@ -177,29 +187,54 @@ def edges(credit: Credit, spec: EnvSpec) -> dict[str, float | None]:
     }
 
 
+def train(source: Path | str, stage: TrainStage, credit: Path | None, folder: Path, device: str) -> RunFolder:
+    """Train on the dataset `source`, on rewards that are built in or lie in `credit`."""
+    assert stage.seed is not None
+    request = TrainRequest(
+        learner=stage.learner,
+        rewards=stage.rewards if credit is None else str(credit / f"{CREDIT}.h5"),
+        seeds=tuple(range(stage.seed, stage.seed + stage.seeds)),
+        learner_settings=stage.settings,
+        train_settings={"tensorboard": False, **stage.loop},
+        out=folder,
+        overwrite=folder.exists(),
+        device=device,
+        command="offmarl bench",
+    )
+    with find_dataset(source) as dataset:
+        return train_offline(dataset, request)
+
+
+def train_player(
+    source: Path | str, stage: TrainStage, credit: Path | None, folder: Path, device: str
+) -> None:
+    """Train somebody who plays in several cells."""
+    if not (folder / RECORD_NAME).exists() or RunFolder.open(folder).status != "complete":
+        train(source, stage, credit, folder, device)
+
+
+def measure_games(
+    settings: CellSettings, source: Path | str | None, run: Path | None, opponent: Path | None, device: str
+) -> Measurement:
+    """Let a contestant play: the policies of `run`, trained on `source`; without these, those that learnt online.
+
+    Without the run `opponent` it is found by what the cell calls it.
+    """
+    if source is None or run is None:
+        return Measurement(*games.measure_online(settings, device))
+    return Measurement(*games.measure_trained(settings, RunFolder.open(run), opponent, source, device))
+
+
 def _measure_policies(
     source: Path | str, settings: CellSettings, credit: Path | None, scratch: Path, device: str
 ) -> Measurement:
     """Scores of policies trained on the rewards that the cell names."""
     stage, play = settings.train, settings.evaluate
     assert stage is not None
-    assert stage.seed is not None
     assert play is not None
     assert play.seed is not None
-    rewards = stage.rewards if stage.rewards in BUILT_IN else str((credit or scratch) / f"{CREDIT}.h5")
-    request = TrainRequest(
-        learner=stage.learner,
-        rewards=rewards,
-        seeds=tuple(range(stage.seed, stage.seed + stage.seeds)),
-        learner_settings=stage.settings,
-        train_settings={"tensorboard": False, **stage.loop},
-        out=scratch,
-        device=device,
-        command="offmarl bench",
-    )
     started, before = time.perf_counter(), time.process_time()
-    with find_dataset(source) as dataset:
-        run = train_offline(dataset, request)
+    run = train(source, stage, credit, scratch, device)
     scores = evaluate_run(run, play.episodes, play.seed, play.options, device, Silent())
     normalised = [normalised_score(value, scores.references) for value in scores.per_seed]
     values = {
@@ -221,4 +256,15 @@ def _measure_policies(
         "episodes": scores.episodes,
         "metrics": run.summary,
     }
+    if play.ope is not None:
+        offline = _estimated(run, play.ope, device)
+        values |= estimated_values(offline)
+        details["ope"] = offline.to_json()
     return Measurement({name: numbers for name, numbers in values.items() if numbers}, details)
+
+
+def _estimated(run: RunFolder, stage: OpeStage, device: str) -> OfflineEvaluation:
+    """What the data alone say of a run."""
+    config = configure(OpeConfig, stage.settings, "ope")
+    report = evaluate_runs_offline([run], stage.estimators, config, stage.seed, None, device, Silent())
+    return report.evaluations[0]

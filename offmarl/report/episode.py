@@ -3,7 +3,7 @@
 Shapes: T steps (T + 1 frames), N agents, M bodies, E copies, R dataset rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from offmarl.envs.base import Environment, EnvSpec, Frame, Step
 from offmarl.envs.pettingzoo import PettingZooEnvironment
 from offmarl.envs.registry import make
 from offmarl.errors import OffmarlError, UsageError
+from offmarl.learners.base import Learner
+from offmarl.report.neighbours import NeighbourWeights, around, neighbour_weights, require_weights
 from offmarl.report.scene import Scene, scene_of
 from offmarl.streams import stream, stream_seed
 from offmarl.training.run import RunFolder, load_policy
@@ -36,6 +38,7 @@ class ShownEpisode:
     truth: np.ndarray | None = None  # [T, N]
     pictures: np.ndarray | None = None  # [T + 1, H, W, 3] uint8, where the task draws itself
     note: str = ""
+    weights: NeighbourWeights | None = None  # of one agent, which the scene is around
 
     @property
     def steps(self) -> int:
@@ -110,13 +113,18 @@ def telling_episodes(dataset: Dataset, report: CreditReport | None, count: int) 
 
 
 @torch.no_grad()
-def played_episodes(run: RunFolder, count: int, seed: int = 0, pictures: bool = False) -> list[ShownEpisode]:
+def played_episodes(
+    run: RunFolder, count: int, seed: int = 0, pictures: bool = False, weights_of: str | None = None
+) -> list[ShownEpisode]:
     """Let the policy of a run's first seed play `count` episodes, with the true rewards where the task tells them.
 
-    With `pictures`, a PettingZoo task that tells no positions draws its first episode itself. Raises
-    `OffmarlError` where the environment or the policy cannot be had.
+    With `pictures`, a PettingZoo task that tells no positions draws its first episode itself. `weights_of` names an
+    agent whose neighbours are shown with what it makes of them. Raises `OffmarlError` where the environment or the
+    policy cannot be had, `UsageError` where that agent weighs nobody.
     """
     policy = load_policy(run).of_seed(0)
+    if weights_of is not None:
+        require_weights(policy.learner, policy.spec, weights_of)
     with _environment(policy.spec, count, pictures) as env:
         generator = stream(seed, "rollout", "policy", device=env.device)
         frame = env.reset(stream_seed(seed, "rollout", "reset"))
@@ -130,7 +138,28 @@ def played_episodes(run: RunFolder, count: int, seed: int = 0, pictures: bool = 
             if step.done.any():
                 policy.begin(step.done, generator)
             frame = step.frame
-        return [record.episode(copy, run.id) for copy in range(count)]
+        shown = [record.episode(copy, run.id) for copy in range(count)]
+        if weights_of is None:
+            return shown
+        return [
+            _weighed(episode, record.states(copy), policy.learner, policy.spec, weights_of)
+            for copy, episode in enumerate(shown)
+        ]
+
+
+def _weighed(
+    episode: ShownEpisode, state: torch.Tensor, learner: Learner, spec: EnvSpec, agent: str
+) -> ShownEpisode:
+    """The same episode as `agent` sees it, with its neighbours' weights in the states [T + 1, D]."""
+    assert episode.scene is not None
+    weights = neighbour_weights(learner, spec, agent, state, episode.scene)
+    scene = around(episode.scene, weights.unit, spec)
+    return replace(
+        episode,
+        scene=scene,
+        weights=weights,
+        title=f"{episode.title.split(' that')[0]}: weights of {agent} in %",
+    )
 
 
 class _Recording:
@@ -155,6 +184,15 @@ class _Recording:
             picture = None if step.done[0] else self._drawer.picture()
             self._pictures.append(self._pictures[-1] if picture is None else picture)
         self.over |= step.done.cpu()
+
+    def states(self, copy: int) -> torch.Tensor:
+        """[T + 1, D]."""
+        seen = [
+            frame.state[copy]
+            for frame in self._frames[: int(self.length[copy]) + 1]
+            if frame.state is not None
+        ]
+        return torch.stack(seen)
 
     def episode(self, copy: int, source: str) -> ShownEpisode:
         spec, T = self._env.spec, int(self.length[copy])

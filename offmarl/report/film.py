@@ -15,17 +15,21 @@ from offmarl.atomic import replacing
 from offmarl.errors import UsageError
 from offmarl.report.charts import AGENT_COLOURS
 from offmarl.report.episode import ShownEpisode
+from offmarl.report.neighbours import NeighbourWeights
 from offmarl.report.scene import Body
-from offmarl.report.style import BLACK, GREEN, GREY, INK
+from offmarl.report.style import BLACK, BLUE, GREEN, GREY, INK
+from offmarl.reporter import Progress
 
 FORMATS = (".gif", ".webp", ".mp4")
 FRAMES_PER_SECOND = 10  # a GIF counts in hundredths of a second
 FINE = 2  # pixels drawn for one that is kept, each way
 HEIGHT, PANEL, MARGIN, FOOT = 400, 240, 12, 28  # pixels; a film without a world is PANEL wide
 TRAIL = 12  # frames
+PALETTE_FRAMES = 8  # beside the last, of which a GIF takes its colours
 MOST_BARS = 20  # agents that have a bar
 LEAST_RADIUS = 4.0  # pixels, so that small things can be seen
 PAPER, FAINT, ZERO = "#ffffff", "#e9ecef", "#888888"
+WATCHED, COUNTS = GREEN, BLUE  # whose neighbours are weighed; a neighbour, the darker the more it counts
 FILLS = {"obstacle": "#b6bec7", "forest": "#d3efe5", "food": GREEN, "prey": BLACK, "enemy": BLACK}
 MP4_BLOCK = 16  # sides of an MP4 are multiples of it
 
@@ -38,7 +42,12 @@ def check_format(path: Path) -> None:
         raise UsageError('MP4 needs ffmpeg: pip install "offmarl[mp4]" (.gif and .webp need nothing)')
 
 
-def write_film(episode: ShownEpisode, path: Path, frames_per_second: int = FRAMES_PER_SECOND) -> int:
+def write_film(
+    episode: ShownEpisode,
+    path: Path,
+    frames_per_second: int = FRAMES_PER_SECOND,
+    progress: Progress | None = None,
+) -> int:
     """Write an episode as GIF, WebP or MP4, by the suffix of `path`; returns the number of frames.
 
     Raises `UsageError` for another suffix, for MP4 where ffmpeg is not installed, and for an episode of which
@@ -50,7 +59,7 @@ def write_film(episode: ShownEpisode, path: Path, frames_per_second: int = FRAME
             f"{episode.source} does not say where the agents are, and the task does not draw itself: there is "
             "nothing to show"
         )
-    frames = film_frames(episode)
+    frames = film_frames(episode, progress)
     duration = 1000 // frames_per_second  # milliseconds
     with replacing(path) as temporary:
         if path.suffix == ".mp4":
@@ -61,7 +70,7 @@ def write_film(episode: ShownEpisode, path: Path, frames_per_second: int = FRAME
                 {"quality": 85, "method": 1} if path.suffix == ".webp" else {"disposal": 1}
             )
             if path.suffix == ".gif":
-                palette = images[-1].quantize(255, method=Image.Quantize.MAXCOVERAGE)
+                palette = _together(images).quantize(255, method=Image.Quantize.MAXCOVERAGE)
                 images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
             images[0].save(
                 temporary, save_all=True, append_images=images[1:], duration=duration, loop=0, **options
@@ -69,11 +78,23 @@ def write_film(episode: ShownEpisode, path: Path, frames_per_second: int = FRAME
     return episode.steps + 1
 
 
-def film_frames(episode: ShownEpisode) -> Iterator[Image.Image]:
-    """Draw the T + 1 frames of an episode."""
+def film_frames(episode: ShownEpisode, progress: Progress | None = None) -> Iterator[Image.Image]:
+    """Draw the T + 1 frames of an episode; `progress` counts them."""
     drawing = _Drawing(episode)
     for frame in range(episode.steps + 1):
         yield drawing.frame(frame)
+        if progress is not None:
+            progress(frame + 1, episode.steps + 1)
+
+
+def _together(images: list[Image.Image]) -> Image.Image:
+    """Some of the images below each other, the last among them: all colours of the film, or nearly."""
+    some = [images[-1], *images[1 : -1 : max(1, len(images) // PALETTE_FRAMES)]]
+    width, height = images[-1].size
+    sheet = Image.new("RGB", (width, height * len(some)))
+    for place, image in enumerate(some):
+        sheet.paste(image, (0, place * height))
+    return sheet
 
 
 def _write_mp4(frames: Iterator[Image.Image], path: Path, frames_per_second: int) -> None:
@@ -171,6 +192,9 @@ class _Drawing:
             x, y = self._place(scene.position[frame, body])
             if not np.isfinite(x):
                 continue
+            if self.episode.weights is not None:
+                self._draw_weighed(draw, x, y, body, frame, self.episode.weights)
+                continue
             if body < agents:
                 path = self._place(scene.position[max(0, frame - TRAIL) : frame + 1, body])
                 path = path[np.isfinite(path).all(1)]
@@ -178,6 +202,28 @@ class _Drawing:
                     points = [(FINE * px, FINE * py) for px, py in path.tolist()]
                     draw.line(points, fill=_colour(body), width=2 * FINE, joint="curve")
             self._disc(draw, x, y, scene.bodies[body], body if body < agents else None)
+
+    def _draw_weighed(
+        self, draw: ImageDraw.ImageDraw, x: float, y: float, body: int, frame: int, weights: NeighbourWeights
+    ) -> None:
+        """A unit with its weight for the one in the middle, in hundredths, where it is a neighbour of that."""
+        scene = self.episode.scene
+        assert scene is not None
+        radius = scene.bodies[body].radius * self._scale
+        box = [FINE * side for side in (x - radius, y - radius, x + radius, y + radius)]
+        weight = float(weights.weight[frame, body])
+        mine = body < len(self.episode.agents)
+        if body == weights.unit:
+            fill = WATCHED
+        elif np.isnan(weight):
+            fill = FAINT if mine else FILLS["enemy"]
+        else:
+            fill = _blend(PAPER, COUNTS, weight / weights.most)
+        shape = draw.ellipse if mine else draw.rectangle
+        shape(box, fill=fill, outline=INK, width=FINE)
+        if not np.isnan(weight):
+            ink = PAPER if weight / weights.most > 0.5 else BLACK
+            self._text(draw, x, y, f"{100 * weight:.0f}", self._small, "mm", ink)
 
     def _disc(self, draw: ImageDraw.ImageDraw, x: float, y: float, body: Body, agent: int | None) -> None:
         """A body at its true size; what it is shows in its shape."""
@@ -247,6 +293,13 @@ class _Drawing:
         colour: str = INK,
     ) -> None:
         draw.text((FINE * x, FINE * y), text, fill=colour, font=font, anchor=anchor)
+
+
+def _blend(first: str, second: str, share: float) -> str:
+    """A colour between two, `share` of the way."""
+    ends = [np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) for colour in (first, second)]
+    red, green, blue = (ends[0] + share * (ends[1] - ends[0])).round().astype(int).tolist()
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _colour(agent: int) -> str:

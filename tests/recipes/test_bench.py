@@ -111,10 +111,10 @@ def test_where_the_data_cannot_be_made_its_cells_fail_and_others_go_on(tmp_path)
 
 
 def test_datasets_of_one_behaviour_wait_for_the_first_to_train_it():
-    from offmarl.recipes.bench import _Schedule
+    from offmarl.recipes.jobs import Schedule
 
     content = changed(POLICIES, "blocks/td3bc/grid/collect.quality", ["expert", "medium", "random"])
-    jobs = _Schedule(expand(recipe(content), [0]), Path("work"), "cpu", keep=False)._jobs
+    jobs = Schedule(expand(recipe(content), [0]), Path("work"), "cpu", keep=False)._jobs
     data = [
         (key, job)
         for key, job in jobs.items()

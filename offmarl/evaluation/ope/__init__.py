@@ -1,0 +1,1 @@
+"""Off-policy evaluation: what policies would earn, judged by the data alone."""
