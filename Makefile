@@ -1,5 +1,6 @@
 # make quickstart  fresh machine: venv, install, the whole pipeline on a small real dataset
 # make test        fresh machine: venv, install, the checks and the test suite
+# make docs        the documentation site, in site/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constr
 INSTALLED := $(VENV)/.installed
 STAMP := $(VENV)/.installed-for-development
 
-.PHONY: quickstart test test-slow lint format install clean
+.PHONY: quickstart test test-slow docs lint format install clean
 
 install: $(STAMP)
 
@@ -18,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) ".[dev,d3rlpy,onnx,smax,foraging,warehouse,magent,minari,vault]"
+	$(INSTALL) ".[dev,docs,d3rlpy,onnx,smax,foraging,warehouse,magent,minari,vault]"
 	touch $@ $(INSTALLED)
 
 quickstart: $(INSTALLED)
@@ -29,6 +30,10 @@ test: $(STAMP) lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html; with its search: $(PYTHON) -m http.server --directory site"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,4 +46,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .quickstart .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site .quickstart .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

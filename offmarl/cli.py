@@ -1,16 +1,18 @@
 """The commands: parse, call one function of a stage, print."""
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from offmarl import __version__
+from offmarl.cli_commands import STOPPED, Commands, OneScreen, Quiet, StoppedError
 from offmarl.cli_credit import credit_app, print_credit
 from offmarl.cli_data import data_app, print_dataset
+from offmarl.cli_doctor import doctor
+from offmarl.cli_ope import EstimatorOption, evaluate_offline, select
 from offmarl.cli_options import (
     DatasetOption,
     Device,
@@ -25,15 +27,16 @@ from offmarl.cli_options import (
     usable_device,
 )
 from offmarl.cli_report import report
+from offmarl.cli_tournament import tournament
 from offmarl.cli_watch import watch
 from offmarl.console import Terminal
 from offmarl.credit.registry import DECOMPOSERS
-from offmarl.errors import OffmarlError
+from offmarl.errors import OffmarlError, UsageError
 from offmarl.settings import parse_settings
 
-app = typer.Typer(
+app = Commands(
     name="offmarl",
-    help="Offline multi-agent reinforcement learning that says who earned the team's reward.",
+    cls=OneScreen,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -42,7 +45,6 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(credit_app, name="credit")
 
-STOPPED = 130  # exit code after Ctrl-C
 TORCH_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # on the CPU; on a GPU
 
 
@@ -57,11 +59,15 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Offline multi-agent reinforcement learning that says who earned the team's reward."""
+    """Find out who earned a team's reward, and learn from what was logged."""
 
 
-@app.command()
+@app.add(
+    example="offmarl collect --env mpe_targets --free-riders 4",
+    stopped="finished episodes are kept, and the same command goes on from there",
+)
 def collect(
     env: Annotated[str, typer.Option(help="Task, as `offmarl envs` lists it.")],
     quality: Annotated[
@@ -88,7 +94,7 @@ def collect(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Train a behaviour policy where one is missing, then record its episodes."""
+    """Record episodes; train a behaviour policy if it is missing."""
     from offmarl.behaviour.collection import CollectRequest, collect_dataset
 
     terminal = Terminal(as_json)
@@ -110,18 +116,17 @@ def collect(
         behaviour=chosen["behaviour"],
         command=command_line(),
     )
-    with _stoppable("finished episodes are kept, and the same command goes on from there"):
-        dataset = collect_dataset(request, terminal)
+    dataset = collect_dataset(request, terminal)
     print_dataset(terminal, dataset)
     where = dataset.card.id if out is None else str(dataset.folder)
     terminal.line(f"wrote {dataset.folder}")
     terminal.line(f"next: offmarl decompose --dataset {where}")
 
 
-@app.command()
+@app.add(example="offmarl decompose --dataset mpe_targets/expert-free-riders-4-v0 --method macca")
 def decompose(
     dataset: DatasetOption = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(DECOMPOSERS)}.")] = "macca",
+    method: Annotated[str, typer.Option(help=f"{', '.join(DECOMPOSERS)}, or your module:Class.")] = "macca",
     name: Annotated[str | None, typer.Option(help="Name of the result; the method's if not given.")] = None,
     shared_reward: Annotated[
         bool, typer.Option("--shared-reward", help="Declare that all agents are paid the same: R/N, exactly.")
@@ -139,7 +144,7 @@ def decompose(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Take the team reward apart: who earned it, and how sure is that?"""
+    """Find out who earned the team's reward, and how sure that is."""
     from offmarl.credit.owner import read_owner
     from offmarl.credit.registry import require_setting
     from offmarl.credit.relabel import decompose as decompose_dataset
@@ -173,13 +178,17 @@ def decompose(
     terminal.line(f"next: offmarl train --dataset {again} --learner cql --rewards {report.name}")
 
 
-@app.command()
+@app.add(
+    example="offmarl train --learner td3bc --rewards macca --set learner.bc_weight=0.4",
+    stopped="the same command with --resume goes on from the last checkpoint",
+)
 def train(
     dataset: DatasetOption = None,
     learner: Annotated[
         str,
         typer.Option(
-            help="bc, td3bc, cql, qmix_cql, omar, icq, iql, cfcql or d3rlpy:NAME; the form follows the dataset."
+            help="bc, td3bc, cql, qmix_cql, omar, icq, iql, cfcql; of MAgent idqn, mfq, attention_mfq, random_mfq, "
+            "cmfq; d3rlpy:NAME, or your module:Class. The form follows the dataset."
         ),
     ] = "cql",
     rewards: Annotated[
@@ -221,10 +230,7 @@ def train(
         device=usable_device(device),
         command=command_line(),
     )
-    with (
-        returns_along(source, seeds, evaluate_every, request.device) as request.along,
-        _stoppable("the same command with --resume goes on from the last checkpoint"),
-    ):
+    with returns_along(source, seeds, evaluate_every, request.device) as request.along:
         run = train_offline(source, request, terminal)
     terminal.table(
         f"last metrics, mean over {seeds} seed{'s' if seeds > 1 else ''}",
@@ -236,7 +242,10 @@ def train(
     terminal.line(f"next: offmarl evaluate --run {run.id if out is None else run.folder}")
 
 
-@app.command()
+@app.add(
+    example="offmarl evaluate --dataset mpe_targets/expert-free-riders-4-v0 --episodes 100",
+    stopped="runs that were scored keep their scores; the same command measures all of them anew",
+)
 def evaluate(
     run: Annotated[
         list[str] | None,
@@ -249,16 +258,27 @@ def evaluate(
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the scores too: .png, .pdf or .svg.")
     ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Play nothing: estimate the returns from the runs' data.")
+    ] = False,
+    estimator: EstimatorOption = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = "auto",
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Score runs in their environment: returns, normalised scores, intervals."""
+    """Score runs in their environment, with intervals."""
     from offmarl.evaluation.scores import evaluate_runs, runs_to_evaluate
 
     terminal = Terminal(as_json)
+    if offline:
+        if figure is not None:
+            raise UsageError("--figure draws scores of play: without --offline, or offmarl select --figure")
+        evaluate_offline(terminal, run or [], dataset, estimator, seed, out, device, settings or [])
+        return
+    if estimator is not None:
+        raise UsageError("--estimator is for --offline; without it policies are played")
     check_figure(figure)
     env_options = parse_settings(settings or [], ["env"])["env"]
     runs = runs_to_evaluate(run or [], dataset)
@@ -276,7 +296,7 @@ def evaluate(
     terminal.json(report.to_json())
 
 
-@app.command()
+@app.add(example="offmarl export --out policy")
 def export(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="Id or path of a run; the latest if not given.")
@@ -289,7 +309,7 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained policy into a folder that needs neither the dataset nor the training code."""
+    """Write a trained policy into a folder that works on its own."""
     from offmarl.training.export import export_run
     from offmarl.training.run import find_run
 
@@ -297,14 +317,18 @@ def export(
     source, folder = find_run(run), out or Path("policy")
     if run is None:
         terminal.say(f"run: {source.id} (the latest; name another to choose it)")
-    about = export_run(source, form, folder, seed, overwrite)
+    with terminal.bar("export"):
+        about = export_run(source, form, folder, seed, overwrite)
     terminal.line(f"seed {about['seed']} after {about['steps']:,} updates; acts as the run does, to 1e-5")
     terminal.line(f"wrote {folder}")
     terminal.line(f"next: {about['load']}")
     terminal.json({"folder": str(folder), **about})
 
 
-@app.command()
+@app.add(
+    example="offmarl bench recipes/sharing.yaml --dry-run",
+    stopped="finished cells are kept, and the same command goes on from there",
+)
 def bench(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/credit.yaml.")],
     out: Annotated[
@@ -330,7 +354,7 @@ def bench(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure a grid of cells; finished ones are skipped, failed ones tried again."""
+    """Measure a grid of experiments; what is there is not repeated."""
     from offmarl.atomic import write_text
     from offmarl.recipes.bench import bench_folder, duration, read_results, run_bench
     from offmarl.recipes.engine import ProcessEngine
@@ -348,10 +372,9 @@ def bench(
     else:
         engine = ProcessEngine(jobs)
         try:
-            with _stoppable("finished cells are kept, and the same command goes on from there"):
-                report = run_bench(
-                    plan, folder, engine, only or [], usable_device(device), keep, overwrite, terminal
-                )
+            report = run_bench(
+                plan, folder, engine, only or [], usable_device(device), keep, overwrite, terminal
+            )
         finally:
             engine.close()
     shown = report.table()
@@ -359,7 +382,7 @@ def bench(
         terminal.table(shown.title, shown.columns, shown.rows)
         terminal.line(shown.note)
     for line in report.failure_lines():
-        terminal.line(f"failed: {line}")
+        terminal.problem(f"failed: {line}")
     if table is not None:
         write_text(table, report.markdown(command_line()))
         terminal.line(f"wrote {table}")
@@ -374,11 +397,24 @@ def bench(
         raise typer.Exit(1)
 
 
-app.command()(report)
-app.command()(watch)
+app.add(
+    example="offmarl report --html page.html",
+    stopped="files that it said it wrote are complete; the same command writes all of them anew",
+)(report)
+app.add(example="offmarl watch mpe_targets/expert-free-riders-4-v0 --out episode.gif")(watch)
+app.add(
+    example="offmarl tournament random charge --agents 16,64 --games 10",
+    stopped="pairs that were played are kept, and the same command goes on from there",
+)(tournament)
 
 
-@app.command()
+app.add(
+    example="offmarl select --dataset mpe_targets/expert-free-riders-4-v0",
+    stopped="runs that were judged are not judged again; the same command goes on with the others",
+)(select)
+
+
+@app.add(example="offmarl envs")
 def envs(as_json: Json = False) -> None:
     """List the tasks that data can be collected from."""
     from offmarl.envs.registry import listing
@@ -395,27 +431,16 @@ def envs(as_json: Json = False) -> None:
     terminal.line("any Gymnasium environment of tuples: --env NAME --backend gymnasium:module:Class")
 
 
-class _StoppedError(OffmarlError):
-    """A person pressed Ctrl-C."""
-
-    exit_code = STOPPED
-
-
-@contextmanager
-def _stoppable(what_now: str) -> Iterator[None]:
-    """Tell whoever presses Ctrl-C how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise _StoppedError(f"stopped: {what_now}") from error
+app.add(example="offmarl doctor")(doctor)
 
 
 def main() -> None:
     """Run the command line; errors are one line on standard error."""
+    sys.path.append(os.getcwd())  # where people keep modules of their own that they name
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="offmarl", standalone_mode=False)
         if code == STOPPED:  # the parser turns Ctrl-C into this code
-            raise _StoppedError("stopped")
+            raise StoppedError("stopped")
     except OffmarlError as error:
         print(f"offmarl: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offmarl.cli_commands import Commands
 from offmarl.cli_options import Json, Out, check_format
 from offmarl.console import Terminal
 from offmarl.errors import DataError, UsageError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from offmarl.credit.relabel import CreditReport
     from offmarl.data.store import Dataset
 
-credit_app = typer.Typer(help="Show, compare and draw decompositions.", no_args_is_help=True)
+credit_app = Commands(help="Show, compare and draw decompositions.", no_args_is_help=True)
 
 DatasetAndName = Annotated[
     list[str] | None,
@@ -20,7 +21,7 @@ DatasetAndName = Annotated[
 ]
 
 
-@credit_app.command("ls")
+@credit_app.add("ls", example="offmarl credit ls mpe_targets/expert-free-riders-4-v0")
 def credit_ls(
     dataset: Annotated[
         str | None, typer.Argument(metavar="[DATASET]", help="The latest if not given.")
@@ -57,7 +58,7 @@ def credit_ls(
     )
 
 
-@credit_app.command("show")
+@credit_app.add("show", example="offmarl credit show mpe_targets/expert-free-riders-4-v0 macca")
 def credit_show(which: DatasetAndName = None, as_json: Json = False) -> None:
     """Print a decomposition again, as `offmarl decompose` did."""
     terminal = Terminal(as_json)
@@ -69,7 +70,7 @@ def credit_show(which: DatasetAndName = None, as_json: Json = False) -> None:
     )
 
 
-@credit_app.command("compare")
+@credit_app.add("compare", example="offmarl credit compare mpe_targets/expert-free-riders-4-v0 team macca")
 def credit_compare(
     which: Annotated[
         list[str] | None,
@@ -79,14 +80,15 @@ def credit_compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say where decompositions agree and, where the truth is known, which is nearest to it."""
+    """Compare decompositions with each other and with the truth."""
     from offmarl.credit.compare import compare
     from offmarl.credit.relabel import available_rewards
     from offmarl.report.tables import comparison_columns, comparison_lines, comparison_rows, pairwise
 
     terminal = Terminal(as_json)
     source, names = _dataset_first(terminal, which or [])
-    comparison = compare(source, names or available_rewards(source))
+    with terminal.bar("compare"):
+        comparison = compare(source, names or available_rewards(source))
     terminal.table(
         f"{source.card.id}: decompositions", comparison_columns(comparison), comparison_rows(comparison)
     )
@@ -102,7 +104,7 @@ def credit_compare(
     terminal.json(comparison.to_json())
 
 
-@credit_app.command("figures")
+@credit_app.add("figures", example="offmarl credit figures mpe_targets/expert-free-riders-4-v0 --out figures")
 def credit_figures(
     which: DatasetAndName = None,
     out: Out = None,
@@ -112,7 +114,7 @@ def credit_figures(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a decomposition: its mask, recovered against true rewards, one episode."""
+    """Draw a decomposition: mask, true against recovered, one episode."""
     from offmarl.home import offmarl_home
     from offmarl.report.credit_figures import draw_credit
 
@@ -120,7 +122,8 @@ def credit_figures(
     terminal = Terminal(as_json)
     source, report = _find(terminal, which or [])
     folder = out or offmarl_home() / "figures" / source.card.id
-    drawn = draw_credit(source, report, folder, file_format, episode)
+    with terminal.bar("draw"):
+        drawn = draw_credit(source, report, folder, file_format, episode)
     for note in drawn.notes:
         terminal.line(note)
     for path in drawn.paths:

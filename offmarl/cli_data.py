@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offmarl.cli_commands import Commands
 from offmarl.cli_options import Json, Out, Overwrite, Settings, command_line, say_which
 from offmarl.console import Terminal
 from offmarl.settings import parse_settings
@@ -12,12 +13,12 @@ from offmarl.settings import parse_settings
 if TYPE_CHECKING:
     from offmarl.data.store import Dataset
 
-data_app = typer.Typer(help="List, show, check and exchange datasets.", no_args_is_help=True)
+data_app = Commands(help="List, show, check and exchange datasets.", no_args_is_help=True)
 
 DatasetArgument = Annotated[str | None, typer.Argument(metavar="[ID|PATH]", help="The latest if not given.")]
 
 
-@data_app.command("ls")
+@data_app.add("ls", example="offmarl data ls")
 def data_ls(as_json: Json = False) -> None:
     """List the datasets here."""
     from offmarl.credit.relabel import credit_names
@@ -56,7 +57,7 @@ def data_ls(as_json: Json = False) -> None:
         terminal.line("no dataset yet: offmarl collect --env mpe_spread")
 
 
-@data_app.command("info")
+@data_app.add("info", example="offmarl data info mpe_targets/expert-free-riders-4-v0")
 def data_info(dataset: DatasetArgument = None, as_json: Json = False) -> None:
     """Show what a dataset holds and where it came from."""
     from offmarl.data.catalog import find_dataset
@@ -68,7 +69,7 @@ def data_info(dataset: DatasetArgument = None, as_json: Json = False) -> None:
     terminal.line(f"folder {source.folder}")
 
 
-@data_app.command("validate")
+@data_app.add("validate", example="offmarl data validate mpe_targets/expert-free-riders-4-v0")
 def data_validate(dataset: DatasetArgument = None, as_json: Json = False) -> None:
     """Check every array of a dataset."""
     from offmarl.data.catalog import find_dataset
@@ -77,9 +78,10 @@ def data_validate(dataset: DatasetArgument = None, as_json: Json = False) -> Non
     terminal = Terminal(as_json)
     source = find_dataset(dataset)
     say_which(terminal, "dataset", dataset, source.card.id)
-    problems = validate(source)
+    with terminal.bar("validate") as progress:
+        problems = validate(source, progress)
     for problem in problems:
-        terminal.line(str(problem))
+        terminal.problem(str(problem))
     terminal.json({"dataset": source.card.id, "valid": not problems, "problems": [str(p) for p in problems]})
     if problems:
         raise typer.Exit(1)
@@ -92,7 +94,34 @@ Name = Annotated[
 ]
 
 
-@data_app.command("import")
+@data_app.add("export", example="offmarl data export --format d3rlpy --out buffers")
+def data_export(
+    path: Annotated[Path, typer.Option("--out", metavar="PATH", help="The file or folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="pymarl, vault, minari or d3rlpy.")],
+    dataset: DatasetArgument = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a dataset for another library."""
+    from offmarl.data.catalog import find_dataset
+    from offmarl.data.formats.transfer import export_dataset
+
+    terminal = Terminal(as_json)
+    source = find_dataset(dataset)
+    say_which(terminal, "dataset", dataset, source.card.id)
+    written = export_dataset(source, form, path, overwrite, terminal)
+    for note in written.notes:
+        terminal.line(note)
+    terminal.line(f"wrote {written.path}")
+    terminal.line(f"next: {written.usage}")
+    terminal.json(
+        {"dataset": source.card.id, "path": str(written.path), "notes": written.notes, "usage": written.usage}
+    )
+
+
+@data_app.add(
+    "import", example="offmarl data import buffers --format d3rlpy --name mpe_targets/from-d3rlpy-v0"
+)
 def data_import(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The file or folder to read.")],
     form: Annotated[str, typer.Option("--format", help=FORMATS)],
@@ -135,32 +164,11 @@ def data_import(
     _print_imported(terminal, import_dataset(request, terminal), out)
 
 
-@data_app.command("export")
-def data_export(
-    path: Annotated[Path, typer.Option("--out", metavar="PATH", help="The file or folder to write.")],
-    form: Annotated[str, typer.Option("--format", help="pymarl, vault, minari or d3rlpy.")],
-    dataset: DatasetArgument = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Write a dataset for another library."""
-    from offmarl.data.catalog import find_dataset
-    from offmarl.data.formats.transfer import export_dataset
-
-    terminal = Terminal(as_json)
-    source = find_dataset(dataset)
-    say_which(terminal, "dataset", dataset, source.card.id)
-    written = export_dataset(source, form, path, overwrite, terminal)
-    for note in written.notes:
-        terminal.line(note)
-    terminal.line(f"wrote {written.path}")
-    terminal.line(f"next: {written.usage}")
-    terminal.json(
-        {"dataset": source.card.id, "path": str(written.path), "notes": written.notes, "usage": written.usage}
-    )
-
-
-@data_app.command("download")
+@data_app.add(
+    "download",
+    example="offmarl data download",
+    stopped="what was fetched is kept, and the same command goes on from there",
+)
 def data_download(
     wanted: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="As the list shows it, which appears without one.")
@@ -171,7 +179,7 @@ def data_download(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch and import a published dataset, or list those that are known."""
+    """Fetch and import a published dataset, or list what is known."""
     from offmarl.data.download import download_dataset, find_published, published
 
     terminal = Terminal(as_json)

@@ -70,8 +70,9 @@ def report(
         terminal.line(f"wrote {html}")
         terminal.json({"headline": " ".join(content.headline), "page": str(html)})
         return
-    study, runs = _study(terminal, sources or [], dataset, metric, only or [])
-    summary = summarise(study)
+    with terminal.bar("statistics"):
+        study, runs = _study(terminal, sources or [], dataset, metric, only or [])
+        summary = summarise(study)
     told = headline(summary)
     terminal.line(told)
     for table in short_tables(summary):
@@ -94,7 +95,9 @@ def report(
     if figures is not None:
         from offmarl.report.score_figures import draw_study
 
-        for path in draw_study(summary, figures, file_format):
+        with terminal.bar("figures"):
+            drawn = draw_study(summary, figures, file_format)
+        for path in drawn:
             terminal.line(f"wrote {path}")
     if html is not None:
         _write_page(terminal, html, summary, told, runs)

@@ -26,6 +26,12 @@ def watch(
         str | None,
         typer.Option(help="Of a dataset: the decomposition beside the world; the latest if not given."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGENT", help="Of a run of many agents: how much neighbours count for one, e.g. red_3."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=".gif, .webp or .mp4; under $OFFMARL_HOME if not given."),
@@ -33,17 +39,19 @@ def watch(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Write an episode as a film: the world, and what every agent earned."""
+    """Write an episode as a film: the world, and who earned what."""
     from offmarl.home import offmarl_home
     from offmarl.report.film import check_format, write_film
 
     terminal = Terminal(as_json)
     if out is not None:
         check_format(out)
-    name, shown = _find(terminal, what, episode, rewards, seed)
-    number = shown.title.split()[1]
-    path = out or offmarl_home() / "figures" / name / f"episode-{number}.gif"
-    frames = write_film(shown, path)
+    with terminal.bar("film") as progress:
+        name, shown = _find(terminal, what, episode, rewards, seed, weights)
+        number = shown.title.split()[1].rstrip(":")
+        told = "" if weights is None else f"-{weights}"
+        path = out or offmarl_home() / "figures" / name / f"episode-{number}{told}.gif"
+        frames = write_film(shown, path, progress=progress)
     terminal.line(
         f"{shown.source}: {shown.title}, {frames} frames" + (f"; {shown.note}" if shown.note else "")
     )
@@ -61,7 +69,12 @@ def watch(
 
 
 def _find(
-    terminal: Terminal, what: str | None, episode: int | None, rewards: str | None, seed: int
+    terminal: Terminal,
+    what: str | None,
+    episode: int | None,
+    rewards: str | None,
+    seed: int,
+    weights: str | None,
 ) -> "tuple[str, ShownEpisode]":
     """The episode that a person means, and the id of what it is from."""
     from offmarl.data.catalog import dataset_folder, find_dataset, list_datasets
@@ -84,7 +97,9 @@ def _find(
         if rewards is not None:
             raise UsageError("--rewards is for datasets: a policy's own episodes are not decomposed")
         number = episode or 0
-        return run.id, played_episodes(run, number + 1, seed, pictures=True)[number]
+        return run.id, played_episodes(run, number + 1, seed, True, weights)[number]
+    if weights is not None:
+        raise UsageError("--weights is for runs: a dataset has no policy whose neighbours could count")
     dataset = find_dataset(what)
     if what is None:
         terminal.say(f"dataset: {dataset.id} (the latest; name another dataset, or a run)")

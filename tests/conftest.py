@@ -16,6 +16,8 @@ from offmarl.data.collect import collect
 from offmarl.data.writer import Writer
 from offmarl.envs.registry import make
 
+sys.path.insert(0, str(Path(__file__).parent))  # for documents.py
+
 # The networks of the tests are so small that a second thread only costs.
 torch.set_num_threads(1)
 
@@ -40,14 +42,14 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def offmarl(home) -> Callable[[str], Ended]:
+def offmarl(home) -> Callable[..., Ended]:
     """Run a command as a person types it, within this process: starting one takes longer than most commands."""
 
-    def run(command: str) -> Ended:
+    def run(command: str, home: Path = home, columns: int = 160) -> Ended:
         out, error = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
             patch.setenv("OFFMARL_HOME", str(home))
-            patch.setenv("COLUMNS", "160")  # narrower tables break words over lines
+            patch.setenv("COLUMNS", str(columns))  # narrower tables break words over lines
             patch.setattr(sys, "argv", ["offmarl", *shlex.split(command)])
             with pytest.raises(SystemExit) as stop:
                 cli.main()

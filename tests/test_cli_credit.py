@@ -91,7 +91,7 @@ def test_a_shared_reward_can_be_declared(decomposed, succeed, tmp_path):
 
 def test_the_help_names_every_method(offmarl):
     _, out, _ = offmarl("decompose --help")
-    assert f"One of {', '.join(DECOMPOSERS)}." in " ".join(out.split())
+    assert f"{', '.join(DECOMPOSERS)}, or your module:Class." in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

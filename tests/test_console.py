@@ -1,6 +1,9 @@
 """What reaches a terminal, a pipe and a program."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +53,20 @@ def test_a_figure_that_cannot_be_drawn_is_refused_before_the_evaluation(capsys, 
         cli.main()
     assert stop.value.code == 2
     assert "--figure scores.xyz: expected a name that ends in .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("offmarl tr", "train"), ("offmarl data im", "import"), ("offmarl train --lea", "--learner")],
+)
+def test_a_shell_completes_commands_and_flags(typed, offered):
+    """What bash asks for after `offmarl --install-completion`."""
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "offmarl"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **words, "_OFFMARL_COMPLETE": "complete_bash"},
+        timeout=60,
+    )
+    assert done.stdout.split() == [offered], done.stderr

@@ -8,23 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import blocks, commands, smaller
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SMALLER = {
-    "collect": "--steps 2000 --num-envs 20 --set behaviour.steps=60 --set behaviour.warm_up=10 "
-    "--set behaviour.checkpoint_every=20 --set behaviour.evaluation_episodes=8",
-    "decompose": "--set credit.structure_steps=40 --set credit.refit_steps=40 --set credit.pruning_factors=[]",
-    "train": "--steps 4 --set train.batch_size=64 --set train.tensorboard=false",
-    "evaluate": "--episodes 4",
-}
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+COMMANDS = commands(README)
 
 
 def run(command: str, home: Path) -> subprocess.CompletedProcess:
@@ -41,40 +28,22 @@ def run(command: str, home: Path) -> subprocess.CompletedProcess:
 
 
 def own_data(home: Path) -> None:
-    snippet, _ = blocks("python")
-    subprocess.run([sys.executable, "-c", snippet], check=True, cwd=home, timeout=120)
+    snippet, _ = blocks(README, "python")
+    subprocess.run([sys.executable, "-c", snippet.code], check=True, cwd=home, timeout=120)
 
 
 def use_policy(home: Path) -> None:
     """The three lines that load what the README exported, on frames of the two agents above."""
-    _, snippet = blocks("python")
+    _, snippet = blocks(README, "python")
     given = "import torch\nobs = torch.ones(5, 2, 2)\n"
-    checked = f"{given}{snippet}\nassert action.shape == (5, 2, 1), action.shape"
+    checked = f"{given}{snippet.code}\nassert action.shape == (5, 2, 1), action.shape"
     subprocess.run([sys.executable, "-c", checked], check=True, cwd=home, timeout=120)
 
 
-def smaller(command: str) -> str:
-    """The command with fewer steps; `--name` keeps the id that the README's later commands use."""
-    subcommand = shlex.split(command)[1]
-    shrunk = f"{command} {SMALLER.get(subcommand, '')}"
-    if subcommand == "collect":
-        env = re.search(r"--env (\S+)", command)[1]
-        quality = (re.search(r"--quality (\S+)", command) or ["", "expert"])[1]
-        riders = re.search(r"--free-riders (\d+)", command)
-        agents = re.search(r"env\.agents=(\d+)", command)
-        seed = re.search(r"--seed (\d+)", command)
-        name = quality
-        name += f"-free-riders-{riders[1]}" if riders else ""
-        name += f"-agents-{agents[1]}" if agents else ""
-        name += f"-seed-{seed[1]}" if seed else ""
-        shrunk += f" --name {env}/{name}-v0"
-    return shrunk
-
-
 def test_the_commands_of_the_readme_work(tmp_path):
-    assert len(commands()) >= 15
+    assert len(COMMANDS) >= 15
     own_data(tmp_path)
-    for command in commands():
+    for command in COMMANDS:
         done = run(smaller(command), tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     use_policy(tmp_path)
@@ -84,7 +53,7 @@ def test_the_commands_of_the_readme_work(tmp_path):
 @pytest.mark.timeout(5400)
 def test_the_commands_of_the_readme_work_at_full_size(tmp_path):
     own_data(tmp_path)
-    for command in commands():
+    for command in COMMANDS:
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
