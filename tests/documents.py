@@ -11,7 +11,9 @@ SMALLER = {
     "train": "--steps 4 --set train.batch_size=64 --set train.tensorboard=false",
     "evaluate": "--episodes 4",
     "select": "--set ope.steps=20",
+    "tournament": "--agents 4 --games 2",
 }
+SMALL_BATTLE = "--set env.agents=4 --set env.horizon=20 --set behaviour.evaluation_episodes=2"
 SMALLER_FITS = {
     "macca": "--set credit.structure_steps=40 --set credit.refit_steps=40 --set credit.pruning_factors=[]",
     "additive": "--set credit.steps=40",
@@ -63,5 +65,8 @@ def smaller(command: str) -> str:
         name += f"-free-riders-{riders[1]}" if riders else ""
         name += f"-agents-{agents[1]}" if agents else ""
         name += f"-seed-{seed[1]}" if seed else ""
+        background = re.search(r"env\.background=(\w+)", command)
+        name += f"-background-{background[1]}" if background else ""
         shrunk += f" --name {env}/{name}-v0"
+        shrunk += f" {SMALL_BATTLE}" if env.startswith("magent_") else ""
     return shrunk

@@ -23,6 +23,8 @@ TYPED = (
     "own-dataset",
     "own-decomposer",
     "own-learner",
+    "many-agents",
+    "without-a-simulator",
 )
 OWN = [page for page in TYPED if page.startswith("own-")]
 LONGEST_EXAMPLE = 60  # lines
