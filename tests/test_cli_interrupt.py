@@ -17,6 +17,14 @@ TRAIN = (
 )
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell that starts something in the background lets it ignore Ctrl-C, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def press(monkeypatch):
     """Send SIGINT from within the n-th call of a function, after it has done its work."""
