@@ -13,7 +13,10 @@ SMALLER = {
     "select": "--set ope.steps=20",
     "tournament": "--agents 4 --games 2",
 }
-SMALL_BATTLE = "--set env.agents=4 --set env.horizon=20 --set behaviour.evaluation_episodes=2"
+SMALL_BATTLE = (
+    "--steps 100 --num-envs 4 --set env.agents=4 --set env.horizon=20 --set behaviour.steps=20 "
+    "--set behaviour.evaluation_episodes=2 --set behaviour.num_envs=2"
+)
 SMALLER_FITS = {
     "macca": "--set credit.structure_steps=40 --set credit.refit_steps=40 --set credit.pruning_factors=[]",
     "additive": "--set credit.steps=40",

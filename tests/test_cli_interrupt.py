@@ -135,7 +135,10 @@ def test_a_process_that_is_stopped_ends_quietly(tmp_path):
     while not list(tmp_path.glob("data.partial/parts/*.h5")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        process.kill()  # one that did not hear would go on for hours
     assert process.returncode == 130
     assert out == ""
     assert error.splitlines()[-1] == (
