@@ -150,7 +150,7 @@ def _of_runs(
     from offmarl.report.selection import Selection
 
     return Selection(
-        f"{report.evaluations[0].dataset}: policies chosen by their data",
+        f"Policies chosen by their data: {report.evaluations[0].dataset}",
         tuple(candidates(runs, report)),
         tuple(report.notes()),
     )

@@ -211,4 +211,4 @@ def candidates_of_bench(folder: Path, only: Sequence[str] = ()) -> Selection:
                 true_return=fmean(cell.values["return"]) if cell.values.get("return") else None,
             )
         )
-    return Selection(f"{estimated[0].recipe}: policies chosen by their data", tuple(candidates))
+    return Selection(f"Policies chosen by their data: {estimated[0].recipe}", tuple(candidates))

@@ -59,6 +59,17 @@ class Selection:
 
         return sorted((one for one in self.candidates if one.data == data), key=key)
 
+    def digits(self, data: str) -> int:
+        """How many decimals returns on a dataset need: 1, or 3 where none reaches ten."""
+        known = [
+            abs(value)
+            for one in self.candidates
+            if one.data == data
+            for value in (one.true_return, *one.estimates.values())
+            if value is not None
+        ]
+        return 1 if max(known, default=0.0) >= 10 else 3
+
     def columns(self) -> list[str]:
         """Header of the table of candidates."""
         return ["", "policy", *self.estimators, "true return"]
@@ -69,8 +80,8 @@ class Selection:
             [
                 str(rank),
                 one.name,
-                *(_number(one.estimates.get(name)) for name in self.estimators),
-                _number(one.true_return),
+                *(_number(one.estimates.get(name), self.digits(data)) for name in self.estimators),
+                _number(one.true_return, self.digits(data)),
             ]
             for rank, one in enumerate(self.ranked(data), 1)
         ]
@@ -85,11 +96,13 @@ class Selection:
             if value is None:
                 sentences.append(f"{data}: {self.by} cannot judge any of the policies")
                 continue
-            sentence = f"{data}: by {self.by} take {first.name}, estimated return {fixed(value, 1)}"
+            sentence = (
+                f"{data}: by {self.by} take {first.name}, estimated return {fixed(value, self.digits(data))}"
+            )
             checked = found.get((data, self.by))
             if checked is not None:
                 sentence += (
-                    f"; true return {_number(first.true_return)}, the best is {checked.best} "
+                    f"; true return {_number(first.true_return, self.digits(data))}, the best is {checked.best} "
                     f"(regret {fixed(checked.regret, 2)})"
                 )
             sentences.append(sentence)
@@ -105,7 +118,7 @@ class Selection:
                 f"{one.answered} of {one.candidates}" if one.answered < one.candidates else str(one.answered),
                 NOTHING if one.spearman is None else estimate_text(one.spearman, one.low, one.high, 2),
                 fixed(one.regret, 2),
-                fixed(one.error, 1),
+                fixed(one.error, self.digits(one.data)),
             ]
             for one in found
         ]
@@ -190,8 +203,8 @@ def _scatter(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
     axes.scatter(estimated, true, s=10, color=BLUE, alpha=0.8, linewidths=0)
 
 
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else fixed(value, 1)
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else fixed(value, digits)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
