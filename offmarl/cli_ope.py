@@ -21,7 +21,8 @@ EstimatorOption = Annotated[
     typer.Option(
         "--estimator",
         metavar="NAME,...",
-        help="fqe, fqe_agents, wis, wis_cloned, behaviour, d3rlpy_fqe; what the data can answer if not given.",
+        help="fqe, fqe_agents, wis, wis_cloned, behaviour, d3rlpy_fqe, d3rlpy_fqe_agents; all that the data can answer "
+        "but d3rlpy's if not given.",
     ),
 ]
 

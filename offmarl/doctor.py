@@ -75,6 +75,7 @@ def examine(progress: Progress) -> Diagnosis:
     """Look at everything; `progress(done, total)` counts the stages of the self-test."""
     import torch
 
+    _load_libraries()
     versions = {"offmarl": offmarl.__version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in CORE}
     gpus = (torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
@@ -141,6 +142,14 @@ def self_test(progress: Progress) -> SelfTest:
     except Exception as error:  # whatever is broken here is what the person wants to know
         return SelfTest(time.perf_counter() - started, f"self-test: {type(error).__name__}: {error}")
     return SelfTest(time.perf_counter() - started)
+
+
+def _load_libraries() -> None:
+    """Import what is otherwise imported at its first use, so that the self-test times the pipeline alone."""
+    import scipy.stats  # noqa: F401
+    import torch
+
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first optimiser imports torch's compiler
 
 
 def _pipeline(folder: Path, progress: Progress) -> None:

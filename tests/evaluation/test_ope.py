@@ -130,6 +130,22 @@ def test_d3rlpy_and_ours_agree_on_the_chain(logged):
     assert theirs.tolist() == pytest.approx(ours.tolist(), abs=0.1)
 
 
+def test_d3rlpy_judges_the_team_by_all_it_does_and_an_agent_by_its_own_doing():
+    pytest.importorskip("d3rlpy")
+    E, draws = 400, stream(0, "bandit")
+    action = torch.rand(E, 2, 2, 1, generator=draws) * 2 - 1
+    reward = torch.zeros(E, 2)
+    reward[:, 0] = action[:, 0, :, 0].sum(1)  # each agent earns what it does
+    transitions = table(toy(2, 1, 1, None), torch.zeros(E, 2, 2, 1), action, reward)
+    always = torch.full_like(transitions.column("action"), 0.5)
+    question = Question(Logged(transitions, always.unsqueeze(0)), FIT, 0, resamples(E, torch.device("cpu")))
+    team, agents = (float(ESTIMATORS[name](question).value) for name in ("d3rlpy_fqe", "d3rlpy_fqe_agents"))
+    assert team == pytest.approx(0.5, abs=0.1)
+    assert agents == pytest.approx(
+        0.25, abs=0.1
+    )  # what the other does is no part of what an agent's action earns
+
+
 def test_importance_sampling_is_exact_where_every_course_is_as_frequent_as_it_is_likely():
     """Agents choose 1 with probability 3/4 and 1/2; every course occurs in proportion: 4 ** 2 x 2 ** 2 episodes."""
     first, second = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1])

@@ -1,8 +1,10 @@
-"""d3rlpy's fitted Q evaluation (Seno & Imai 2022), for the team: a second opinion on `fitted_q`.
+"""d3rlpy's fitted Q evaluation (Seno & Imai 2022), for the team or per agent: a second opinion on `fitted_q`.
 
-Its Q function and its update are d3rlpy's own; what they are fed with is the same: everyone's observations or the
-state, time, the joint action. Policies one after another, so it takes S times as long. The target network is copied
-every 1 / τ steps, as often as ours moves by its own size.
+Its Q functions and their update are d3rlpy's own; what they are fed with is the same: for the team everyone's
+observations or the state, time, the joint action. Per agent each has a Q function of the team's reward that sees the
+agent's own observation and action alone, and what is said is their mean: d3rlpy cannot fit a sum of several. Policies
+and agents one after another, so it takes as many times as long. The target network is copied every 1 / τ steps, as
+often as ours moves by its own size.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,14 @@ from torch import Tensor
 
 from offmarl.errors import UsageError
 from offmarl.evaluation.ope.config import OpeConfig
-from offmarl.evaluation.ope.fitted_q import QInputs, QValues, hold_out, recorded_actions, returns_to_go
+from offmarl.evaluation.ope.fitted_q import (
+    QInputs,
+    QValues,
+    Scope,
+    hold_out,
+    recorded_actions,
+    returns_to_go,
+)
 from offmarl.evaluation.ope.logged import Logged
 from offmarl.streams import stream, stream_seed
 
@@ -33,7 +42,11 @@ class _Recorded:
 
 
 def d3rlpy_fitted_q(
-    logged: Logged, config: OpeConfig, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    logged: Logged,
+    config: OpeConfig,
+    scope: Scope = "team",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> QValues:
     """Fit d3rlpy's FQE to each policy, and to the data's own actions, and evaluate them in the initial states.
 
@@ -47,7 +60,7 @@ def d3rlpy_fitted_q(
         raise UsageError(INSTALL) from error
     transitions, device = logged.transitions, logged.transitions.device
     with_data = torch.cat([logged.action, recorded_actions(transitions).unsqueeze(0)])
-    inputs = QInputs(transitions, logged.time, "team")
+    inputs = QInputs(transitions, logged.time, scope)
     held_out = hold_out(transitions.n_episodes, config.held_out).to(device)
     rows = transitions.transition_rows
     rows = rows[~held_out[logged.episode[rows]]]
@@ -55,8 +68,9 @@ def d3rlpy_fitted_q(
     reward, ended = (logged.reward / scale).float().unsqueeze(1), transitions.column("done").unsqueeze(1)
     first = transitions.episode_start[:-1]
     width = inputs.action_width
+    fits = [(policy, agent) for policy in range(len(with_data)) for agent in range(inputs.per_policy)]
     values = []
-    for policy in range(len(with_data)):
+    for done, (policy, agent) in enumerate(fits):
         told: Any = _Recorded()
         made: Any = FQE(
             told,
@@ -68,14 +82,14 @@ def d3rlpy_fitted_q(
             ),
             device="cuda:0" if device.type == "cuda" else "cpu",
         )
-        generator = stream(seed, "ope", "fitted_q", "team")
+        generator = stream(seed, "ope", "fitted_q", scope)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(stream_seed(seed, "ope", "d3rlpy_fqe"))
             made.create_impl((inputs.width - width,), width)
             for step in range(1, config.steps + 1):
                 drawn = rows[torch.randint(len(rows), (config.batch_size,), generator=generator).to(device)]
-                now = inputs.of(drawn, with_data[-1:, drawn])[0]
-                successor = inputs.of(drawn + 1, with_data[policy : policy + 1, drawn + 1])[0]
+                now = inputs.of(drawn, with_data[-1:, drawn])[agent]
+                successor = inputs.of(drawn + 1, with_data[policy : policy + 1, drawn + 1])[agent]
                 told.next_action = successor[:, -width:]
                 batch = TorchMiniBatch(
                     observations=now[:, :-width],
@@ -90,10 +104,10 @@ def d3rlpy_fitted_q(
                 )
                 made.impl.update(batch, step)
                 if progress is not None:
-                    progress(policy * config.steps + step, len(with_data) * config.steps)
-            start = inputs.of(first, with_data[policy : policy + 1, first])[0]
+                    progress(done * config.steps + step, len(fits) * config.steps)
+            start = inputs.of(first, with_data[policy : policy + 1, first])[agent]
             with torch.no_grad():
                 standardised = made.impl.predict_value(start[:, :-width], start[:, -width:])
         values.append(standardised.double() * scale)
-    found = torch.stack(values)
+    found = torch.stack(values).unflatten(0, (-1, inputs.per_policy)).mean(1)  # [S + 1, E]
     return QValues(found[:-1], found[-1], held_out)

@@ -59,7 +59,12 @@ def fqe_agents(question: Question) -> Judgement:
 
 def d3rlpy_fqe(question: Question) -> Judgement:
     """d3rlpy's fitted Q evaluation for the team."""
-    return _of_q(question, d3rlpy_fitted_q(*_fit(question), question.seed, question.progress))
+    return _of_q(question, d3rlpy_fitted_q(*_fit(question), "team", question.seed, question.progress))
+
+
+def d3rlpy_fqe_agents(question: Question) -> Judgement:
+    """d3rlpy's fitted Q evaluation per agent, mean over agents."""
+    return _of_q(question, d3rlpy_fitted_q(*_fit(question), "agents", question.seed, question.progress))
 
 
 def wis(question: Question) -> Judgement:
@@ -89,6 +94,7 @@ ESTIMATORS: dict[str, Callable[[Question], Judgement]] = {
     "wis_cloned": wis_cloned,
     "behaviour": behaviour,
     "d3rlpy_fqe": d3rlpy_fqe,
+    "d3rlpy_fqe_agents": d3rlpy_fqe_agents,
 }
 WEIGHTED = ("wis", "wis_cloned")
 

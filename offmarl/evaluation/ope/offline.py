@@ -118,7 +118,7 @@ class OfflineReport:
             "estimated: the mean over agents of an episode's summed team reward, from the initial states of the data "
             "[95 % interval over its episodes: what the fit got wrong is not in it]"
         ]
-        for name in ("fqe", "fqe_agents", "d3rlpy_fqe"):
+        for name in ("fqe", "fqe_agents", "d3rlpy_fqe", "d3rlpy_fqe_agents"):
             checked = [one.estimates[name].details for one in self.evaluations if name in one.estimates]
             if checked:
                 said, earned = checked[0]["behaviour_estimated"], checked[0]["behaviour_earned"]
