@@ -19,6 +19,7 @@ from offmarl.cli_options import (
     Json,
     Out,
     Overwrite,
+    RunsOn,
     Seed,
     Settings,
     check_figure,
@@ -251,9 +252,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--run", metavar="ID|PATH", help="Run; repeatable; the latest if not given."),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(metavar="ID|PATH", help="Every complete run on this dataset instead.")
-    ] = None,
+    dataset: RunsOn = None,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes for each seed.")] = 200,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the scores too: .png, .pdf or .svg.")

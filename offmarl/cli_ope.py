@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offmarl.cli_options import Device, Json, Out, Seed, Settings, check_figure, command_line, usable_device
+from offmarl.cli_options import (
+    Device,
+    Json,
+    MarkdownTables,
+    OnlyCells,
+    Out,
+    RunsOn,
+    Seed,
+    Settings,
+    check_figure,
+    command_line,
+    usable_device,
+)
 from offmarl.console import Terminal
 from offmarl.errors import UsageError
 from offmarl.settings import configure, parse_settings
@@ -61,19 +73,10 @@ def select(
             "not given.",
         ),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(metavar="ID|PATH", help="Every complete run on this dataset instead.")
-    ] = None,
+    dataset: RunsOn = None,
     estimator: EstimatorOption = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Of a benchmark only these cells, e.g. learner=td3bc; repeatable."
-        ),
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")
-    ] = None,
+    only: OnlyCells = None,
+    markdown: MarkdownTables = None,
     figure: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw true against estimated returns: .png, .pdf or .svg."),

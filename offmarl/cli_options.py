@@ -21,6 +21,19 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there
 DatasetOption = Annotated[
     str | None, typer.Option("--dataset", metavar="ID|PATH", help="Dataset; the latest if not given.")
 ]
+RunsOn = Annotated[
+    str | None,
+    typer.Option("--dataset", metavar="ID|PATH", help="Every complete run on this dataset instead."),
+]
+OnlyCells = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="KEY=VALUE", help="Of a benchmark only these cells, e.g. learner=td3bc; repeatable."
+    ),
+]
+MarkdownTables = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
+]
 
 
 def say_which(terminal: Terminal, kind: str, given: str | None, used: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offmarl.cli_options import Json, check_format, command_line
+from offmarl.cli_options import Json, MarkdownTables, OnlyCells, check_format, command_line
 from offmarl.console import Terminal
 from offmarl.errors import UsageError
 
@@ -30,15 +30,8 @@ def report(
     metric: Annotated[
         str | None, typer.Option(help="score, return, skill, ...; normalised scores where all have them.")
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Of a benchmark only these cells, e.g. learner=td3bc; repeatable."
-        ),
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")
-    ] = None,
+    only: OnlyCells = None,
+    markdown: MarkdownTables = None,
     latex: Annotated[Path | None, typer.Option(metavar="FILE", help="Write them as LaTeX.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers as CSV.")] = None,
     marl_eval: Annotated[

@@ -46,7 +46,7 @@ class SelfPlayConfig(Schedule):
     num_envs: Count = 4
     warm_up: Count = 50
     updates: Count = 2  # a step
-    batch_size: Count = 128  # living agents, of all groups together
+    batch_size: Count = 128  # living agents of each kind
     capacity: Count = 20_000  # steps of a copy that are kept
     exploration_steps: Natural = 400
     checkpoint_every: Count = 250
@@ -142,8 +142,7 @@ def train_self_play(
     replay = StateReplay(spec, config.capacity, device)
     kinds = {renderer.kind.name for renderer in known}
     share = config.league if len(kinds) == 1 else 0.0  # of unlike groups each is the other's opponent anyway
-    # Both armies teach one network, in turn: to look through the eyes of one at a time costs less.
-    turns = list(replay.groups.values()) if len(kinds) == 1 else [list(replay.groups.values())]
+    sources = list(replay.groups.values())
     league = League(env.num_envs, len(known), share, stream(seed, "self-play", "league", device=device))
     acting = stream(seed, "self-play", "act", device=device)
     sampling = stream(seed, "self-play", "sample", device=device)
@@ -163,9 +162,8 @@ def train_self_play(
             on_step(frame, action, step)
         frame = step.frame
         if count > config.warm_up:
-            for k in range(config.updates):
-                source = turns[(count * config.updates + k) % len(turns)]
-                metrics = learner.update(learner.sample(source, config.batch_size, [sampling]))
+            for _ in range(config.updates):
+                metrics = learner.update(learner.sample(sources, config.batch_size, [sampling]))
         if count % config.checkpoint_every == 0 and count > config.warm_up:
             lost = [name for name, value in metrics.items() if not bool(value.isfinite().all())]
             if lost:

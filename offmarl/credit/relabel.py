@@ -195,15 +195,13 @@ def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
     """What each agent is taught with: [R, N] float32, 0 on the last row of an episode.
 
     `name` is `team` (everyone gets R), `mean` (R/N), `true` (the environment's own), a credit of the dataset or
-    the path of a credit file. Raises `UsageError` for a name that is not there (with what is, and the command
-    that makes it), `DataError` for a file that is damaged or belongs to other data.
+    the path of a credit file. Where agents fight each other R and N are those of an agent's own side. Raises
+    `UsageError` for a name that is not there (with what is, and the command that makes it), `DataError` for a
+    file that is damaged or belongs to other data.
     """
     require_rewards(dataset, name)
-    n_agents = dataset.spec.n_agents
     if name in ("team", "mean"):
-        team_reward = dataset.read("team_reward").float()
-        share = team_reward / n_agents if name == "mean" else team_reward
-        return _zero_at_ends(dataset, share[:, None].expand(-1, n_agents).clone())
+        return _zero_at_ends(dataset, _team_reward(dataset, shared=name == "mean"))
     if name == "true":
         return _zero_at_ends(dataset, dataset.read("agent_reward").float())
     path = _find(dataset, name)
@@ -214,9 +212,25 @@ def rewards_for(dataset: Dataset, name: str | Path) -> Tensor:
     return reward
 
 
+def _team_reward(dataset: Dataset, shared: bool) -> Tensor:
+    """R of the side that each agent is on, or with `shared` R/N of it: [R, N] float32, a copy."""
+    spec = dataset.spec
+    if not spec.opposed:
+        team_reward = dataset.read("team_reward").float()
+        team_reward = team_reward / spec.n_agents if shared else team_reward
+        return team_reward[:, None].expand(-1, spec.n_agents).clone()
+    reward = dataset.read("agent_reward").float()
+    for group in spec.groups:
+        side = [spec.agents.index(agent) for agent in group]
+        earned = reward[:, side].mean(1) if shared else reward[:, side].sum(1)
+        reward[:, side] = earned[:, None].expand(-1, len(side))
+    return reward
+
+
 def require_rewards(dataset: Dataset, name: str | Path) -> None:
     """Raise `UsageError` for rewards that `rewards_for` would not find, without reading any data."""
-    if name == "true" and "agent_reward" not in dataset.card.arrays:
+    of_a_side = dataset.spec.opposed and name in ("team", "mean")
+    if (name == "true" or of_a_side) and "agent_reward" not in dataset.card.arrays:
         raise UsageError(
             f"dataset {dataset.id} does not say what each agent truly earned; rewards it offers: "
             f"{', '.join(available_rewards(dataset))}"

@@ -72,13 +72,20 @@ class UnitRows:
             bool(ends.any()),
         )
 
+    def require_batch(self, batch_size: int) -> None:
+        """Raise `UsageError` for a batch larger than the data."""
+        if batch_size > len(self):
+            raise UsageError(
+                f"train.batch_size={batch_size} is larger than the data: {len(self)} agents and steps of "
+                f"{self.renderer.name}; lower it with --set"
+            )
+
     def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> UnitBatch:
         """Draw `batch_size` pairs for each of S = `len(generators)` seeds, uniform with replacement.
 
         Seed k draws from its own generator only. Raises `UsageError` for a batch larger than the data.
         """
-        if batch_size > len(self):
-            raise UsageError(f"a batch of {batch_size} is larger than the data: {len(self)} agents and steps")
+        self.require_batch(batch_size)
         drawn = [
             torch.randint(len(self), (batch_size,), generator=generator, device=generator.device)
             for generator in generators
@@ -126,6 +133,7 @@ class Units(Sequence[UnitRows]):
         """Those of each group."""
         return [group.statistics() for group in self._groups]
 
-    def smallest(self) -> int:
-        """Agents and steps of the group that has fewest."""
-        return min(len(group) for group in self._groups)
+    def require_batch(self, batch_size: int) -> None:
+        """Raise `UsageError` for a batch that the group with the fewest agents and steps cannot give."""
+        for group in self._groups:
+            group.require_batch(batch_size)

@@ -68,7 +68,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     learner = make_learner(request.learner, spec, request.learner_settings, seeds, request.device)
     batch_size = train_config.batch_size or USUAL_BATCH[learner.batch_unit]
     held = dataset.card.episodes if learner.batch_unit == "episodes" else dataset.card.transitions
-    if learner.batch_unit != "units" and batch_size > held:
+    if learner.batch_unit != "units" and batch_size > held:  # how many live is known once they are read
         raise UsageError(
             f"train.batch_size={batch_size} is larger than the data: {dataset.card.id} has {held} "
             f"{learner.batch_unit}; lower it with --set"
@@ -116,6 +116,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
         rewards = rewards_for(dataset, request.rewards)
         if learner.batch_unit == "units":
             data = load_units(dataset, reward=rewards, device=request.device)
+            data.require_batch(batch_size)
         else:
             data = load_transitions(dataset).with_reward(rewards).to(request.device)
     if run is None:

@@ -5,7 +5,7 @@ import torch
 
 from offmarl.behaviour.collection import CollectRequest, collect_dataset
 from offmarl.credit.inputs import input_layout, transition_inputs
-from offmarl.credit.relabel import decompose
+from offmarl.credit.relabel import decompose, rewards_for
 from offmarl.data.load import load_transitions, load_units
 from offmarl.data.schema import CARD_NAME
 from offmarl.data.store import Dataset
@@ -137,6 +137,14 @@ def test_a_recording_of_another_map_or_magent2_is_refused(dataset: Dataset, tmp_
 def test_a_scripted_policy_of_a_gathering_does_not_exist() -> None:
     with make("magent_gather", 1, options={"agents": 4, "map_size": 80}) as env, pytest.raises(UsageError):
         Charge(env.spec)
+
+
+def test_the_team_of_an_agent_is_its_own_army(dataset: Dataset) -> None:
+    own, team, mean = (rewards_for(dataset, name) for name in ("true", "team", "mean"))
+    for army in (slice(0, AGENTS), slice(AGENTS, 2 * AGENTS)):
+        torch.testing.assert_close(team[:, army], own[:, army].sum(1, keepdim=True).expand(-1, AGENTS))
+    torch.testing.assert_close(mean * AGENTS, team)
+    assert not torch.allclose(team[:, 0], team[:, AGENTS])
 
 
 def test_two_armies_are_no_team_whose_reward_could_be_taken_apart(dataset: Dataset) -> None:

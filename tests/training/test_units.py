@@ -51,7 +51,7 @@ def test_rewards_differ_in_nothing_but_what_they_say(dataset, succeed, tmp_path)
         )
     team, mean = tensors(tmp_path / "team"), tensors(tmp_path / "mean")
     scale = "normaliser.small.reward_scale"
-    torch.testing.assert_close(team[scale] * 18, mean[scale])
+    torch.testing.assert_close(team[scale] * 9, mean[scale], msg="a side is nine agents")
     torch.testing.assert_close(
         team["critic.small.head.weight"], mean["critic.small.head.weight"], atol=1e-5, rtol=1e-4
     )
@@ -129,6 +129,7 @@ def test_what_does_not_fit_is_one_line(run, dataset, offmarl, home):
         assert done.returncode in (1, 2), command
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+    assert not list((home / "runs").rglob("cmfq-team-*/run.json")), "nothing is begun that cannot be"
 
 
 def test_policies_of_all_seeds_share_the_copies(run, home):

@@ -17,7 +17,7 @@ from offmarl.learners.meanfield.individual import IndividualWeights
 from offmarl.learners.meanfield.network import ConvolutionalNetwork, MeanFieldNetwork, Sizes
 from offmarl.learners.meanfield.seen import ATTRIBUTES, Neighbours
 
-KEY = 32  # dimensions in which units and neighbours are compared
+KEY = 32  # dimensions in which units and neighbours are compared; chosen, not varied
 
 
 class _Attention(MeanFieldNetwork):

@@ -37,7 +37,7 @@ class MeanFieldConfig(LearnerConfig):
         128,
     )  # of the trunk; the last also of the head
     learning_rate: Positive = 5e-4  # learns battles of 64 v 64 in a minute of one core; MFQ's code: 1e-4
-    gradient_clip: Positive | None = 10.0  # norm; as in DQN for Atari's descendants
+    gradient_clip: Positive | None = 10.0  # norm; dueling networks (Wang et al. 2016)
     trunk: Literal["mlp", "conv"] = "mlp"  # MFQ's code convolves the view
     scope: Scope = "own"  # whose actions are averaged: team-mates' (the paper's figure 9), or enemies' too
     radius: Positive | None = None  # cells within which a neighbour is near; null: the view's
