@@ -471,7 +471,3 @@ def _exit_if_out_of_memory(error: Exception) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -53,6 +53,13 @@ def test_the_commands_come_up_without_the_heavy_libraries():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_python_runs_the_package_as_well():
+    asked = [sys.executable, "-m", "offmarl", "train", "--learner"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "requires an argument" in done.stderr
+
+
 def test_evaluate_takes_the_latest_run(trained, offmarl):
     done = offmarl("evaluate --episodes 20 --json")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """Which snapshot of self-play is the best.
 
 In a battle all play uniform choices, and those that do best there play the rest of a fixed panel: the charge, and the
-snapshot at half of the training; sides are swapped. In other tasks there is nobody to beat and the return decides.
+snapshot at half of the training; sides are swapped. The margin decides, the share of the own army that lives at the end
+less that of the enemy's: a few games tell margins apart but not rates of wins, and who holds back keeps a small one. In
+other tasks there is nobody to beat and the return decides.
 Shapes: E games, G groups of agents.
 """
 
@@ -30,14 +32,15 @@ class Standing:
         None  # against uniform choices; a draw is half a win. None where nobody fights
     )
     enemies_left: float | None = None  # share of the enemies alive at the end of those games
-    win_rate: float | None = None  # over the whole panel; None of those that did not meet it
+    random_margin: float | None = None  # by which more of the own army live at their end
+    margin: float | None = None  # over the whole panel; None of those that did not meet it
 
     @property
     def rank(self) -> tuple[float, ...]:
         """What orders snapshots."""
-        if self.random_win_rate is None or self.enemies_left is None:
+        if self.random_margin is None:
             return (self.episode_return,)
-        return (-1.0 if self.win_rate is None else self.win_rate, self.random_win_rate, -self.enemies_left)
+        return (float("-inf") if self.margin is None else self.margin, self.random_margin)
 
 
 def best(table: Sequence[Standing]) -> int:
@@ -101,19 +104,16 @@ def standings(
 
     first = meet([(k, by_chance) for k in range(len(snapshots))], "first")
     table = [
-        Standing(one.step, float(earned), *((float(won), float(left)) if battle else ()))
-        for one, (earned, won, left) in zip(snapshots, first, strict=True)
+        Standing(one.step, earned, *(of_battle if battle else ()))
+        for one, (earned, *of_battle) in zip(snapshots, first.tolist(), strict=True)
     ]
     if battle:
         finalists = sorted(range(len(table)), key=lambda k: table[k].rank, reverse=True)[: config.finalists]
         pairs = [(k, other) for k in finalists for other in (charging, half_way) if other != k]
-        second = meet(pairs, "second")[:, 1]
+        margins = dict(zip(pairs, meet(pairs, "second")[:, -1].tolist(), strict=True))
         for k in finalists:
-            won = [
-                float(first[k, 1]),
-                *(float(rate) for (one, _), rate in zip(pairs, second, strict=True) if one == k),
-            ]
-            table[k] = replace(table[k], win_rate=sum(won) / len(won))
+            own = [float(first[k, -1]), *(margin for (one, _), margin in margins.items() if one == k)]
+            table[k] = replace(table[k], margin=sum(own) / len(own))
     return table
 
 
@@ -126,7 +126,7 @@ def _meet(
     device: torch.device | str,
     on_step: Callable[[], None],
 ) -> Tensor:
-    """Play each pair's `games`, sides swapped: [pairs, 3] return, wins and enemies left of the first of each."""
+    """Play each pair's `games`, sides swapped: [pairs, 4] the first one's return, wins, enemies left and margin."""
     groups = len(arena.groups)
     side = (torch.arange(games) % groups).repeat(len(pairs))  # [E] of the first
     who = torch.tensor(pairs).repeat_interleave(games, 0)[:, :groups]
@@ -135,7 +135,7 @@ def _meet(
     earned = _of(side, outcome.episode_return)
     own, enemies = _of(side, outcome.alive), _of(1 - side if groups == 2 else side, outcome.alive)
     won = (own > enemies).float() + 0.5 * (own == enemies).float()
-    return torch.stack([earned, won, enemies], 1).unflatten(0, (len(pairs), games)).mean(1)
+    return torch.stack([earned, won, enemies, own - enemies], 1).unflatten(0, (len(pairs), games)).mean(1)
 
 
 def _of(side: Tensor, values: Tensor) -> Tensor:

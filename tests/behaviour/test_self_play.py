@@ -175,13 +175,12 @@ def test_games_are_scored_for_both_sides():
     assert torch.equal(again.alive, outcome.alive)
 
 
-def test_the_best_wins_most_and_leaves_fewest():
-    easy = {"random_win_rate": 1.0}
+def test_the_best_wins_by_the_largest_margin():
     table = [
-        Standing(10, 5.0, **easy, enemies_left=0.4, win_rate=0.5),
-        Standing(20, 1.0, **easy, enemies_left=0.3, win_rate=0.8),
-        Standing(30, 2.0, **easy, enemies_left=0.1, win_rate=0.8),
-        Standing(40, 9.0, **easy, enemies_left=0.0),
+        Standing(10, 5.0, 1.0, enemies_left=0.6, random_margin=0.4, margin=0.1),
+        Standing(20, 1.0, 1.0, enemies_left=0.3, random_margin=0.5, margin=0.3),
+        Standing(30, 2.0, 0.9, enemies_left=0.1, random_margin=0.6, margin=0.3),
+        Standing(40, 9.0, 1.0, enemies_left=0.0, random_margin=0.3),
     ]
     assert best(table) == 2
     assert best([Standing(10, 5.0), Standing(20, 7.0), Standing(30, 6.0)]) == 1
@@ -189,7 +188,10 @@ def test_the_best_wins_most_and_leaves_fewest():
 
 def test_medium_has_killed_half_of_what_the_expert_kills_and_comes_before_it():
     left = [0.9, 0.6, 0.4, 0.0, 0.5]
-    table = [Standing(10 * k, 0.0, 1.0, share, win_rate=float(k == 3)) for k, share in enumerate(left)]
+    table = [
+        Standing(10 * k, 0.0, 1.0, share, random_margin=0.9 - share, margin=float(k == 3))
+        for k, share in enumerate(left)
+    ]
     assert best(table) == 3
     assert medium(table, random_return=-5.0) == 1
     returns = [Standing(10 * k, value) for k, value in enumerate([1.0, 4.0, 9.0, 10.0, 5.5])]
@@ -203,8 +205,9 @@ def test_every_snapshot_meets_chance_and_finalists_the_panel():
     table = standings(spec, config, 0, snapshots)
     assert [row.step for row in table] == [10, 20]
     assert all(0 <= row.random_win_rate <= 1 and 0 <= row.enemies_left <= 1 for row in table)
-    assert sum(row.win_rate is not None for row in table) == 1
-    assert table[best(table)].win_rate == max(row.win_rate for row in table if row.win_rate is not None)
+    assert all(-row.enemies_left <= row.random_margin <= 1 - row.enemies_left for row in table)
+    assert sum(row.margin is not None for row in table) == 1
+    assert table[best(table)].margin is not None
     assert table == standings(spec, config, 0, snapshots)
 
 

@@ -1,0 +1,5 @@
+"""`python -m offmarl` is `offmarl`."""
+
+from offmarl.cli import main
+
+main()
