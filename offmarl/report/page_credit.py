@@ -6,7 +6,7 @@ Shapes: R dataset rows, N agents.
 from dataclasses import dataclass
 from typing import Any
 
-from offmarl.credit.diagnosis import REPRODUCIBLE
+from offmarl.credit.diagnosis import DISPUTED, REPRODUCIBLE
 from offmarl.credit.relabel import CreditReport, rewards_for
 from offmarl.data.store import Dataset
 from offmarl.data.table import rows_with_successor
@@ -103,7 +103,8 @@ def _of_agent(report: CreditReport, index: int) -> str:
         listed = ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
         said.append(f"Its reward depends on {listed}.")
     if agent.reproducibility is not None:
-        agree = "agree" if agent.reproducibility >= REPRODUCIBLE else "do not agree"
+        partly = "agree in part" if agent.reproducibility >= DISPUTED else "do not agree"
+        agree = "agree" if agent.reproducibility >= REPRODUCIBLE else partly
         said.append(f"Refits on resampled episodes {agree} about it ({agent.reproducibility:.2f}).")
     if agent.ambiguity is not None:
         said.append(f"Two equally good answers differ by {agent.ambiguity:.2f} of its standard deviation.")

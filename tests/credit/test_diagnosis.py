@@ -150,8 +150,8 @@ def test_a_good_fit_stands():
 def test_doubts_are_named():
     assert "b 0.50" in _diagnosis(reproducibility=(0.99, 0.5)).reason_to_fall_back(TWO)
     assert "R² 0.27" in _diagnosis(fit_r2=0.27, expected_skill=-1.0).reason_to_fall_back(TWO)
-    assert _diagnosis(expected_skill=0.5).reason_to_fall_back(TWO) == ""
-    assert "needs 0.6" in _diagnosis(expected_skill=0.5, ambiguity=(0.8, 1.0)).reason_to_fall_back(TWO)
+    assert _diagnosis(expected_skill=0.1).reason_to_fall_back(TWO) == ""
+    assert "needs 0.4" in _diagnosis(expected_skill=0.3, ambiguity=(0.8, 1.0)).reason_to_fall_back(TWO)
     assert _diagnosis(ambiguity=(0.1, 0.9)).verdict(1) == "identified up to a shared term"
 
 
@@ -168,6 +168,7 @@ def test_what_two_agents_could_be_paid_for_is_not_one_of_theirs():
     ("values", "caution"),
     [
         ({"expected_skill": 0.7, "expected_error": 1.5}, "may be wrong by 1.5"),
+        ({"reproducibility": (0.99, 0.7)}, "agree only in part (reproducibility: b 0.70)"),
         ({"locality": _locality(team_r2=0.49, agents=(0.4, 0.5))}, "only 50%"),
         ({"locality": _locality(overlooked=0.07)}, "7% of the team reward"),
         ({"exploration": (0.9, 0.01)}, "the actions of b follow"),
