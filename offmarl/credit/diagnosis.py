@@ -22,9 +22,7 @@ DECLARED_SHARED = "shared reward: equal split is exact"
 KEPT = "not identified: kept as you asked"  # a fall-back was wanted but switched off
 
 AMBIGUOUS = 0.4  # A_i above which two equally good answers differ noticeably (disjoint causes measured .1-.4)
-DISPUTED = (
-    0.6  # κ_i below which refits disagree too much (spread measured .54-.84, shared terms in few rows .67)
-)
+DISPUTED = 0.6  # κ_i below which refits disagree too much (spread .54-.84, shared terms in few rows .67-.78)
 CONVENTIONAL = 0.8  # mean A_i above which most of the split is a convention, not a finding
 # Expected skill below which R/N is the better answer. It errs towards doubt: of 3,000 rows it was .07 to .59 where the
 # skill was .39 to .73, on two structures each of b1, b2, c and c2; and of nonlocal it knows nothing (.08 to .61, -.6).
