@@ -114,10 +114,11 @@ class BenchReport:
             for error, names in alike.items()
         ]
 
-    def seconds_left(self, jobs: int, retry: bool = True) -> float | None:
+    def seconds_left(self, jobs: int, retry: bool = True, lately: Collection[str] = ()) -> float | None:
         """Estimate from the cells measured so far; None before the first. Making data is not counted.
 
-        Without `retry` cells that failed are not counted either.
+        Without `retry` cells that failed are not counted either. Where those of the cells `lately` that are done
+        took longer than all like them did, the machine is slow at present, and the rest will take longer too.
         """
         known: dict[frozenset[str], list[float]] = {}
         for result in self.results:
@@ -133,7 +134,11 @@ class BenchReport:
                 common = {other: len(kind & other) for other in known}
                 nearest = [mean[other] for other in known if common[other] == max(common.values())]
                 mean[kind] = sum(nearest) / len(nearest)
-        return sum(count * mean[kind] for kind, count in to_do.items()) / jobs
+        at_present = [r for r in self.results if r.cell.name in lately and r.status == DONE]
+        took = sum(result.seconds or 0.0 for result in at_present)
+        usual = sum(mean[result.cell.alike()] for result in at_present)
+        pace = took / usual if usual else 1.0
+        return pace * sum(count * mean[kind] for kind, count in to_do.items()) / jobs
 
     def markdown(self, command: str) -> str:
         """All tables as a page, with the command that makes it.
@@ -204,6 +209,7 @@ def run_bench(
     todo = [result.cell for result in report.results if overwrite or result.status != DONE]
     results = {result.cell.name: result for result in report.results}
     results |= {cell.name: CellResult(cell, OPEN) for cell in todo}
+    lately = {cell.name for cell in todo}
     if not todo:
         return report
     work = folder / WORK
@@ -224,7 +230,8 @@ def run_bench(
                 report = BenchReport(recipe, folder, tuple(results.values()))
                 left = len(todo) - schedule.cells_ended
                 progress(len(results) - left, len(results))
-                reporter.say(_news(result, len(results) - left, report, engine.slots))
+                remaining = report.seconds_left(engine.slots, retry=False, lately=lately)
+                reporter.say(_news(result, len(results) - left, len(results), remaining))
         if not keep:
             shutil.rmtree(work, ignore_errors=True)
     return report
@@ -273,12 +280,11 @@ def _write(result: CellResult, finished: Finished, recipe: Recipe, folder: Path,
     write_json(_path(result.cell, folder), record)
 
 
-def _news(result: CellResult, ended: int, report: BenchReport, slots: int) -> str:
+def _news(result: CellResult, ended: int, cells: int, seconds_left: float | None) -> str:
     """One line about the cell that has just ended."""
     outcome = f"failed: {result.error}" if result.error else f"{result.seconds:.1f} s"
-    left = report.seconds_left(slots, retry=False)
-    remaining = f"; about {duration(left)} left" if left else ""
-    return f"[{ended}/{len(report.results)}] {result.cell.name}: {outcome}{remaining}"
+    remaining = f"; about {duration(seconds_left)} left" if seconds_left else ""
+    return f"[{ended}/{cells}] {result.cell.name}: {outcome}{remaining}"
 
 
 def duration(seconds: float) -> str:

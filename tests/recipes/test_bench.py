@@ -1,6 +1,7 @@
 """What a bench measures, keeps and tries again, and what it says of that."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_recipes import CREDIT, HASTY, POLICIES, Inline, changed, recipe
 
 from offmarl.errors import UsageError
 from offmarl.recipes import stages
-from offmarl.recipes.bench import DONE, FAILED, OPEN, read_results, run_bench
+from offmarl.recipes.bench import DONE, FAILED, OPEN, BenchReport, CellResult, read_results, run_bench
 from offmarl.recipes.recipe import CellSettings, expand
 
 
@@ -159,6 +160,23 @@ def test_the_time_left_is_reckoned_from_the_cells_that_are_most_alike(credit, tm
     expected = sum(result.seconds for result in partial_results if result.seconds is not None)
     assert half.seconds_left(2) == pytest.approx(expected / 2)
     assert report.seconds_left(1) == 0
+
+
+def test_on_a_machine_that_is_slow_at_present_more_time_is_left(credit):
+    report, _ = credit
+    results = list(report.results)
+    results[-1] = CellResult(results[-1].cell, OPEN)
+    results[0] = replace(results[0], seconds=3 * results[0].seconds)
+    slow = BenchReport(report.recipe, report.folder, tuple(results))
+    alike = [
+        result.seconds
+        for result in results
+        if result.seconds and result.cell.alike() == results[0].cell.alike()
+    ]
+    pace = results[0].seconds / (sum(alike) / len(alike))
+    assert pace > 1
+    lately = [results[0].cell.name, results[-1].cell.name]
+    assert slow.seconds_left(1, lately=lately) == pytest.approx(pace * slow.seconds_left(1))
 
 
 def test_stages_know_what_is_not_there():
