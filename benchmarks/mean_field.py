@@ -1,4 +1,4 @@
-"""What causal mean-field Q-learning costs when it acts: against one full pass a neighbour, and against MFQ.
+"""What rendering costs, and what it costs CMFQ to act: against a full pass a neighbour, and against MFQ.
 
     python benchmarks/mean_field.py [--agents 64 400] [--rounds 15] [--json]
 
@@ -31,6 +31,7 @@ from offmarl.streams import stream
 from offmarl.training.memory import keep_freed_memory
 from offmarl.training.precision import matmul_precision
 
+BATCH = 128  # units drawn from as many states, as in an update
 PASSES = 4_096  # that the naive side makes at once: more would not fit into the cache
 
 
@@ -70,6 +71,30 @@ def naive(learner: CMFQ, network: MeanFieldNetwork, seen: Seen, near: Tensor, ac
     weighted = one_hot * (essential / total[unit]).unsqueeze(1)
     merged = torch.zeros(len(inputs), one_hot.shape[1]).index_add_(0, unit, weighted)
     return policy(inputs, merged)[0].argmax(1)
+
+
+def measure_rendering(agents: int, rounds: int) -> dict[str, Row]:
+    """What a batch of units of armies of so many sees of as many states: views, features, neighbours' actions."""
+    spec = describe("magent_battle", {"agents": agents, "background": "none"})
+    renderer, generators = renderers(spec)["red"], [stream(0, "benchmark")]
+    state = formation(renderer).repeat(BATCH, 1).unsqueeze(0)  # [1, B, D]
+    unit = torch.randint(agents, (1, BATCH), generator=generators[0])
+    cmfq = make_learner("cmfq", spec)
+    assert isinstance(cmfq, CMFQ)
+    taken = in_turns(
+        {
+            "offmarl": lambda: cmfq.look(renderer, state, unit, generators),
+            "one by one": lambda: [
+                cmfq.look(renderer, state[:, b : b + 1], unit[:, b : b + 1], generators) for b in range(BATCH)
+            ],
+        },
+        rounds,
+    )
+    return {
+        f"{BATCH} units render what they see, {agents} v {agents}: against one by one": row_of_times(
+            taken["offmarl"], taken["one by one"], "ms"
+        )
+    }
 
 
 def measure(agents: int, trunk: str, rounds: int) -> dict[str, Row]:
@@ -125,6 +150,7 @@ def main() -> None:
     rows: dict[str, Row] = {}
     with matmul_precision("auto", torch.device("cpu")):
         for agents in arguments.agents:
+            rows |= measure_rendering(agents, arguments.rounds)
             for trunk in ("mlp", "conv"):
                 rows |= measure(agents, trunk, arguments.rounds)
     print_rows(rows, arguments.json)
