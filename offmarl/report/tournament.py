@@ -19,6 +19,7 @@ BATTLE_COLUMNS = [
     "games",
     "steps",
 ]
+ONE_SIDED = 0.8  # difference between the shares of games that someone wins on either side of the map
 PURSUIT_COLUMNS = ["predators", "prey", "reward per predator and step", "per prey and step", "games"]
 
 
@@ -152,6 +153,13 @@ class TournamentReport:
             ]
         else:
             notes = ["rewards are means over the units of a side and the steps of a game"]
+        decided = [pair for pair in self.pairs if _side_decides(pair)]
+        if decided:
+            notes.append(
+                f"warning: in {len(decided)} of {len(self.pairs)} pairs the side of the map decides who wins: armies "
+                "start in the same formation, so games of the same two policies are alike, and their intervals are "
+                "too narrow; more seeds tell more than more games"
+            )
         if several:
             notes.append("a run of several seeds plays with each of them, and games of one seed are alike")
         return notes
@@ -160,3 +168,9 @@ class TournamentReport:
         """For `--json`."""
         rules = {**asdict(self.rules), "options": dict(self.rules.options)}
         return {"rules": rules, "pairs": [pair.model_dump(mode="json") for pair in self.pairs]}
+
+
+def _side_decides(pair: Pair) -> bool:
+    """Whether a contestant wins on one side of the map and loses on the other."""
+    by_side = pair.win_rate_by_side
+    return by_side is not None and max(by_side) - min(by_side) >= ONE_SIDED

@@ -66,6 +66,15 @@ def test_the_standings_show_how_it_goes_with_more_agents_than_in_training(report
     assert any("several seeds" in note for note in report.notes())
 
 
+def test_where_the_side_of_the_map_decides_a_reader_is_warned(report):
+    assert not any("warning" in note for note in report.notes())
+    one_sided, fair = (
+        battle("cmfq", "mfq", 64, 0.5, win_rate_by_side=rates) for rates in ((1.0, 0.05), (0.7, 0.3))
+    )
+    notes = TournamentReport(RULES, ("cmfq", "mfq"), (one_sided, fair)).notes()
+    assert any(note.startswith("warning: in 1 of 2 pairs the side of the map decides") for note in notes)
+
+
 def test_a_row_says_who_won_and_what_was_left(report):
     row = dict(zip(report.columns(), report.rows()[0], strict=True))
     assert (row["a"], row["b"]) == ("one/cmfq", "two/mfq")
