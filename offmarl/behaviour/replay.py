@@ -90,6 +90,7 @@ class ReplayBuffer:
             state=None if state is None else state[:, :, 0],
             next_state=None if state is None else state[:, :, 1],
             alive=part["alive"][:, :, 0].bool(),
+            next_alive=part["alive"][:, :, 1].bool(),
         )
 
     def statistics(self) -> Statistics:
@@ -102,5 +103,9 @@ class ReplayBuffer:
             return values.mean(0), values.std(0, correction=0)
 
         terminates = bool(held[:, self.columns["terminated"]].any())
-        state = moments("state") if "state" in self.columns else (None, None)
-        return Statistics(*moments("obs"), *moments("reward"), terminates, *state)
+        state_mean, state_std = moments("state") if "state" in self.columns else (None, None)
+        alive = held[:, self.columns["alive"]].unflatten(-1, self.shapes["alive"])
+        deaths = bool((alive[:, 0] > alive[:, 1]).any())
+        return Statistics(
+            *moments("obs"), *moments("reward"), terminates, state_mean, state_std, deaths=deaths
+        )

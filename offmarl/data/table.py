@@ -35,6 +35,12 @@ class Statistics:
     terminates: bool = False  # whether any transition ends its episode other than by the time limit
     state_mean: Tensor | None = None  # [D] where the data has a state
     state_std: Tensor | None = None  # [D]
+    deaths: bool = False  # whether any agent dies while its episode goes on, or by the time limit
+
+    @property
+    def agents_end(self) -> bool:
+        """Whether any agent's own future ends other than by the time limit, with its episode or before it."""
+        return self.terminates or self.deaths
 
 
 @dataclass
@@ -53,6 +59,13 @@ class Batch:
     legal: Tensor | None = None  # [S, B, N, K] bool
     next_legal: Tensor | None = None  # [S, B, N, K] bool
     alive: Tensor | None = None  # [S, B, N] bool
+    next_alive: Tensor | None = None  # [S, B, N] bool
+
+    @property
+    def lives_on(self) -> Tensor:
+        """[S, B, N] float: 1 where the task goes on after the step and the agent is alive in it."""
+        going_on = (1 - self.terminated).unsqueeze(2).expand_as(self.reward)
+        return going_on if self.next_alive is None else going_on * self.next_alive
 
 
 def column_shapes(spec: EnvSpec, optional: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -232,7 +245,7 @@ class Transitions:
         )
 
     def statistics(self) -> Statistics:
-        """Measure mean and standard deviation of observations and rewards over the transitions.
+        """Measure mean and standard deviation of observations, rewards and states over the transitions.
 
         Raises `DataError` where there is no transition.
         """
@@ -265,9 +278,17 @@ class Transitions:
             reward_mean,
             reward_std,
             terminates,
-            *state_mean,
-            *state_std,
+            state_mean=state_mean[0] if state_mean else None,
+            state_std=state_std[0] if state_std else None,
+            deaths=self._deaths(),
         )
+
+    def _deaths(self) -> bool:
+        """Whether anybody who is alive in a step is not in the next."""
+        if "alive" not in self.columns:
+            return False
+        alive = self.column("alive")
+        return bool((alive[self.transition_rows] > alive[self.transition_rows + 1]).any())
 
     def sample(self, batch_size: int, generators: Sequence[torch.Generator]) -> Batch:
         """Draw `batch_size` transitions for each of S = `len(generators)` seeds, uniform with replacement.
@@ -334,7 +355,7 @@ class Transitions:
         action, next_action = view("action"), view("action", width)
         if self.spec.discrete:
             action, next_action = action.long(), next_action.long()
-        has_state, has_legal = "state" in self.columns, "legal" in self.columns
+        has_state, has_legal, has_alive = (name in self.columns for name in OPTIONAL_COLUMNS)
         return Batch(
             obs=view("obs"),
             action=action,
@@ -347,7 +368,8 @@ class Transitions:
             next_state=view("state", width) if has_state else None,
             legal=view("legal").bool() if has_legal else None,
             next_legal=view("legal", width).bool() if has_legal else None,
-            alive=view("alive").bool() if "alive" in self.columns else None,
+            alive=view("alive").bool() if has_alive else None,
+            next_alive=view("alive", width).bool() if has_alive else None,
         )
 
     def _pairs(self, rows: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ Shapes: S seeds, B batch, N agents, O observation, A action dimensions, K action
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class ActorCritic(ObservingLearner):
     """Twin critics of each agent's action and a policy tanh(z(o_i)), with target networks of both."""
 
     action_type = "continuous"
+    least_batch = 2  # values are measured in units of their spread over the batch
     config: ActorCriticConfig
 
     def __init__(
@@ -85,12 +86,17 @@ class ActorCritic(ObservingLearner):
         used = torch.arange(A, device=self.device) < self.action_widths  # [N, A]
         self._used = used.float().unsqueeze(1) if narrower else None  # [N, 1, A]
 
+    def require(self, arrays: Collection[str]) -> None:
+        """Raise `DataError` where a dataset lacks a state that critics see."""
+        self.inputs.require(arrays)
+
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of observations, rewards and a state that critics see from a dataset."""
         self.inputs.observe(statistics)
         super().observe(statistics)
         mean, std = self._pooled(statistics.reward_mean, statistics.reward_std)
-        self.rewards.observe(mean, std, statistics.terminates, together=self.central)
+        ends = statistics.terminates if self.central else statistics.agents_end
+        self.rewards.observe(mean, std, ends, together=self.central)
 
     # ---- the losses of an algorithm, each with its gradient
 
@@ -114,10 +120,14 @@ class ActorCritic(ObservingLearner):
         """Differentiate `critic_loss` by Q: -> [G, M, K]."""
 
     @abstractmethod
+    def unit(self, q: Tensor, states: States) -> Tensor:
+        """Choose what `policy_loss` measures Q in, no part of what is minimised: [S, N, B] -> [S, N, 1]."""
+
+    @abstractmethod
     def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
         """Compute what a policy minimises in each state, penalties apart.
 
-        Q of the policy's actions [S, N, B], those and the data's [S, N, B, A] -> [S, N, B].
+        Q of the policy's actions in its unit [S, N, B], those and the data's [S, N, B, A] -> [S, N, B].
         """
 
     @abstractmethod
@@ -166,8 +176,17 @@ class ActorCritic(ObservingLearner):
         next_action = (self.actions(self.target_policy, next_obs)[0] + noise).clamp_(-1, 1)
         states = self.inputs.states(next_obs, next_action, batch.next_state)
         q = torch.minimum(*self.q_values(self.target_critic, states, next_action.unsqueeze(3))).squeeze(-1)
-        target = self.rewards.td_target(batch, q)
-        return target.mean(1, keepdim=True).expand_as(target) if self.central else target
+        if self.central:
+            return self.rewards.team_target(batch, q.mean(1, keepdim=True)).expand_as(q)
+        return self.rewards.td_target(batch, q)
+
+    @staticmethod
+    def counted(batch: Batch) -> Tensor | None:
+        """How much each agent's state counts, as `States` has it: the dead decide nothing."""
+        if batch.alive is None:
+            return None
+        alive = batch.alive.transpose(1, 2).float()  # [S, N, B]
+        return alive * (alive.shape[2] / alive.sum(2, keepdim=True).clamp(min=1))
 
     # ---- one update
 
@@ -175,7 +194,7 @@ class ActorCritic(ObservingLearner):
         """One step of the critics, and one of the policies and targets every `policy_delay` steps."""
         obs, next_obs = self.prepare(batch.obs), self.prepare(batch.next_obs)
         action = batch.action.transpose(1, 2).contiguous()  # [S, N, B, A]
-        states = self.inputs.states(obs, action, batch.state)
+        states = replace(self.inputs.states(obs, action, batch.state), counted=self.counted(batch))
         metrics = self.critic_step(states, self.td_target(batch, next_obs))
         self.updates += 1
         if int(self.updates) % self.config.policy_delay == 0:
@@ -190,14 +209,19 @@ class ActorCritic(ObservingLearner):
         own, *drawn = self.tried(states)
         seen, tried = self.critic_rows(states.seen), self.critic_rows(self.inputs.rated(own, states.action))
         given = [self.critic_rows(values) for values in (td_target, *drawn)]
+        counted = None if states.counted is None else self.critic_rows(states.counted)  # [G, M]
         q = tried.new_empty(tried.shape[:3])  # [G, M, K]
         for tile in tiles(self.critic, *q.shape[1:]):
             forward = self.critic.part(tile[0]).forward(seen[tile], tried[tile])
             q[tile] = tile_q = forward.output.squeeze(-1)
             to_q = self.critic_gradient(tile_q, *(values[tile] for values in given)) / q.shape[1]
+            if counted is not None:
+                to_q *= counted[tile].unsqueeze(-1)
             forward.backward(to_q.unsqueeze(-1), self.critic_optimiser.gradient.part(tile[0]))
         norm = self.critic_optimiser.step()
         _, metrics = self.critic_loss(q, *given)
+        if counted is not None:
+            metrics = {name: value * counted for name, value in metrics.items()}
         metrics = {name: value.mean(1) for name, value in metrics.items()} | {"critic_gradient": norm}
         return {name: value.view(2, len(self.seeds), -1).mean((0, 2)) for name, value in metrics.items()}
 
@@ -214,8 +238,10 @@ class ActorCritic(ObservingLearner):
         rated = self.inputs.rated(policy_action.unsqueeze(3), states.action)
         critic = self.first_critic.forward(self.critic_rows(states.seen, 1), self.critic_rows(rated, 1))
         q = critic.output.view(S, N, B)
+        unit = self.unit(q, states)
+        q = q / unit
         to_q, to_action = self.policy_gradient(q, policy_action, action)
-        to_rated = critic.to_action(self.critic_rows(to_q, 1).view_as(critic.output))
+        to_rated = critic.to_action(self.critic_rows(to_q / unit, 1).view_as(critic.output))
         gradient = self.inputs.own_gradient(to_rated.view(S, N, B, -1))
         if to_action is not None:
             gradient += to_action
@@ -226,13 +252,15 @@ class ActorCritic(ObservingLearner):
             gradient += (2 * self.config.pre_tanh_penalty / A) * z
         if self._used is not None:
             gradient *= self._used
+        if states.counted is not None:
+            gradient *= states.counted.unsqueeze(3)
         policy.backward(self.rows(gradient) / rows.shape[1], self.policy_optimiser.gradient)
         norm = self.policy_optimiser.step()
-        loss = self.policy_loss(q, policy_action, action).mean((1, 2))
-        loss += self.config.pre_tanh_penalty * z.square().mean((1, 2, 3))
-        loss += self.config.action_penalty * policy_action.square().mean((1, 2, 3))
+        loss = self.policy_loss(q, policy_action, action)  # [S, N, B]
+        loss = loss + self.config.pre_tanh_penalty * z.square().mean(3)
+        loss += self.config.action_penalty * policy_action.square().mean(3)
         return {
-            "policy_loss": loss,
+            "policy_loss": states.mean(loss).mean((1, 2)),
             "policy_gradient": norm.view(S, -1).mean(1),
             "saturation": (policy_action.abs() > 0.99).float().mean((1, 2, 3)),
         }

@@ -4,7 +4,7 @@ Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choice
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -57,14 +57,14 @@ class RewardConfig:
     Rewards are divided by their standard deviation, so that one reward table differs from another by what it
     says and not by its unit. Centring subtracts r̄ / (1 - γ) from every value, which changes no decision as
     long as no episode terminates (a time limit is not a termination) and spares the critic from learning a
-    constant many times larger than the differences that matter. Where an episode terminates it would change
-    what the end is worth, so there it is not done.
+    constant many times larger than the differences that matter. Where an episode terminates, or an agent dies
+    that is valued by its own future, it would change what the end is worth, so there it is not done.
     """
 
     gamma: Discount = 0.95  # OMAR, for horizons of 25
     tau: Fraction = 0.01  # share of the way that a target network moves at an update; OMAR, MPE tasks
     standardise_rewards: bool = True
-    centre_rewards: bool = True  # where no episode of the data terminates
+    centre_rewards: bool = True  # where nothing in the data ends but by the time limit
     reward_sd: Positive = 1.0  # what the standard deviation of rewards becomes
 
 
@@ -89,6 +89,7 @@ class Learner(ABC):
     action_type: ClassVar[Literal["continuous", "discrete"]]
     config_class: ClassVar[type[LearnerConfig]]
     batch_unit: Unit = "transitions"  # what a batch is counted in
+    least_batch: ClassVar[int] = 1
     nets_per_seed: int = 1
 
     def __init__(
@@ -120,6 +121,9 @@ class Learner(ABC):
         return {"learning_rate": self.settings.learning_rate} | discount
 
     # ---- the data as a whole
+
+    def require(self, arrays: Collection[str]) -> None:  # noqa: B027 (hardly any algorithm reads what is optional)
+        """Raise `DataError` where a dataset that holds these `arrays` lacks what the learner reads."""
 
     def see(self, data: Any) -> None:  # noqa: B027 (hardly any algorithm looks)
         """Look at all the data, after `observe` or `load_state_dict` and before the first update."""

@@ -70,7 +70,11 @@ class CFCQL(CQL):
         if not self.config.sharpness:
             return torch.ones_like(states.action[..., 0])
         nearness = -self.config.sharpness * self.divergence(states)
-        return self.spec.n_agents * torch.softmax(nearness, dim=1)
+        if states.counted is None:
+            return self.spec.n_agents * torch.softmax(nearness, dim=1)
+        alive = states.counted > 0
+        among = nearness.masked_fill(~alive, torch.finfo(nearness.dtype).min)
+        return alive.sum(1, keepdim=True) * torch.softmax(among, dim=1)
 
     def divergence(self, states: States) -> Tensor:
         """KL(policy, behaviour) [S, N, B] of two Gaussians as wide as behaviour is around its cloned mean.
@@ -79,8 +83,10 @@ class CFCQL(CQL):
         this Gaussian is fitted alongside and costs little. Its width is that of the batch.
         """
         mean = self.actions(self.behaviour, states.obs)[0]
-        variance = (states.action - mean).square().mean(2, keepdim=True)  # [S, N, 1, A]
-        variance = variance.clamp(min=self.config.narrowest_behaviour**2)
+        error = (states.action - mean).square()  # [S, N, B, A]
+        if states.counted is not None:
+            error *= states.counted.unsqueeze(3)
+        variance = error.mean(2, keepdim=True).clamp(min=self.config.narrowest_behaviour**2)
         apart = self.actions(self.policy, states.obs)[0] - mean
         return (apart.square() / (2 * variance)).sum(3)
 
@@ -90,7 +96,7 @@ class CFCQL(CQL):
         if self.config.sharpness:
             with torch.enable_grad():
                 mean = self.actions(self.behaviour, states.obs)[0]
-                loss = (states.action - mean).square().mean((2, 3))
+                loss = states.mean((states.action - mean).square().mean(3)).squeeze(2)
                 self.behaviour_optimiser.minimise(self.total(loss))
             metrics["behaviour_loss"] = loss.detach().mean(1)
         return metrics

@@ -84,19 +84,19 @@ class CQL(ActorCritic):
         terms = q / temperature - log_density
         return temperature * (torch.logsumexp(terms, dim=-1) - log(q.shape[-1]))
 
+    def unit(self, q: Tensor, states: States) -> Tensor:
+        """Its standard deviation over the batch: α moves the scale of Q, the penalties must not care."""
+        return states.mean((q - states.mean(q)).square()).sqrt().clamp(min=1e-6)
+
     def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
-        """-Q in units of its spread over the batch: α moves the scale of Q, the penalties must not care."""
-        return -q / self.spread(q)
+        """-Q."""
+        return -q
 
     def policy_gradient(
         self, q: Tensor, policy_action: Tensor, action: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """The spread is a unit, not something to be minimised."""
-        return (-1 / self.spread(q)).expand_as(q), None
-
-    def spread(self, q: Tensor) -> Tensor:
-        """Standard deviation over the batch: [S, N, B] -> [S, N, 1]."""
-        return q.detach().std(2, keepdim=True).clamp(min=1e-6)
+        """-1 everywhere."""
+        return torch.full_like(q, -1), None
 
 
 @dataclass

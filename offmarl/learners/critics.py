@@ -4,7 +4,7 @@ Shapes: S seeds, N agents, B batch, K actions per state, O observation, A action
 sees beside the action that it rates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from offmarl.errors import DataError, UsageError
 
 CriticKind = Literal["own", "joint", "central"]
 STATE_LIMIT = 10.0  # standard deviations, as for observations
+NO_STATE = "this dataset does not record the state: set learner.critic_sees_state=false"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class States:
     obs: Tensor  # [S, N, B, O], what each agent's policy sees
     seen: Tensor  # [S, N, B, C], what its critic sees beside the action that it rates
     action: Tensor  # [S, N, B, A]
+    # How much each agent's state counts in a loss, [S, N, B]: 0 for the dead, mean 1; None: all alike.
+    counted: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over the states that count: [S, N, B] -> [S, N, 1]."""
+        return (values if self.counted is None else values * self.counted).mean(2, keepdim=True)
 
 
 class OwnCritic:
@@ -41,12 +48,17 @@ class OwnCritic:
         self.seen_dim = self.team_dim(input_dim, spec.n_agents, spec.obs_dim, spec.action_dim) + D
         self.action_dim = self.rated_dim(spec.n_agents, spec.action_dim)
 
+    def require(self, arrays: Collection[str]) -> None:
+        """Raise `DataError` where a dataset that holds these `arrays` lacks a state to be seen."""
+        if self.with_state and "state" not in arrays:
+            raise DataError(NO_STATE)
+
     def observe(self, statistics: Statistics) -> None:
         """Take the normaliser of the state. Raises `DataError` where the data lacks a state to be seen."""
         if not self.with_state:
             return
         if statistics.state_mean is None or statistics.state_std is None:
-            raise DataError("this dataset does not record the state: set learner.critic_sees_state=false")
+            raise DataError(NO_STATE)
         self.state_mean.copy_(statistics.state_mean)
         std = statistics.state_std.to(self.state_scale)
         self.state_scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
@@ -56,7 +68,7 @@ class OwnCritic:
         seen = self.team(obs, action)
         if self.with_state:
             if state is None:
-                raise DataError("this dataset does not record the state: set learner.critic_sees_state=false")
+                raise DataError(NO_STATE)
             scaled = ((state - self.state_mean) * self.state_scale).clamp(-STATE_LIMIT, STATE_LIMIT)
             seen = torch.cat([seen, scaled.unsqueeze(1).expand(*seen.shape[:3], -1)], dim=3)
         return States(obs, seen, action)

@@ -7,6 +7,7 @@ cannot be stacked, so seeds and agents are a plain loop: expect S * N times the 
 What differs from the own learners:
 - d3rlpy knows no legal actions. Its targets look at all choices; at acting, a choice that is not legal is replaced by
   the likeliest legal one where the algorithm has a categorical policy, else by the legal one of highest value.
+- Its batches hold the rows of living agents alone, so that their size varies where agents die.
 - It draws from PyTorch's global generators. They are seeded for every update and seed from a named stream, and put
   back afterwards, so that a resumed run goes on identically and nothing else is shifted.
 - Policies that draw candidates (BCQ) draw the same ones in every call: equal frames, equal actions.
@@ -119,7 +120,7 @@ class D3rlpyLearner(ObservingLearner):
         """Take the normalisers of observations and rewards from a dataset."""
         super().observe(statistics)
         self.rewards.observe(
-            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.terminates
+            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.agents_end
         )
 
     def see(self, transitions: Transitions) -> None:
@@ -131,11 +132,15 @@ class D3rlpyLearner(ObservingLearner):
         rows = transitions.transition_rows
         obs = self.prepare(transitions.column("obs")[rows].unsqueeze(0).to(self.device))  # [1, N, M, I]
         action = transitions.column("action")[rows].unsqueeze(0).transpose(1, 2).to(self.device)
+        alive = torch.ones(obs.shape[1:3], dtype=torch.bool, device=self.device)  # [N, M]
+        if "alive" in transitions.columns:
+            alive = transitions.column("alive")[rows].T.bool().to(self.device)
         beta = cast(Any, self.config).beta
         for network, width in enumerate(self.widths):
             points = torch.cat(
                 [beta * self.own(obs[0], network), self.own(action[0], network)[:, :width]], dim=1
             )
+            points = points[_living(self.own(alive, network))]
             index = NearestNeighbors(n_neighbors=1).fit(points.cpu().numpy())
             for implementations in self.networks:
                 # d3rlpy has one index for the whole process; agents need their own.
@@ -155,22 +160,25 @@ class D3rlpyLearner(ObservingLearner):
         if self.spec.discrete:
             action, next_action = action.unsqueeze(-1).float(), next_action.unsqueeze(-1).float()
         reward = self.rewards.normalised(batch).unsqueeze(-1)  # [S, N, B, 1]
-        terminated = batch.terminated[:, None, :, None].expand_as(reward)
+        ended = (1 - batch.lives_on).transpose(1, 2).unsqueeze(-1)  # [S, N, B, 1]
+        alive = torch.ones_like(batch.reward, dtype=torch.bool) if batch.alive is None else batch.alive
+        alive = alive.transpose(1, 2)  # [S, N, B]
         logged: dict[str, list[list[float]]] = {}
         for seed, implementations in enumerate(self.networks):
             of_seed: dict[str, list[float]] = {}
             with self.drawing(seed, "update", step):
                 for network, implementation in enumerate(implementations):
                     width = 1 if self.spec.discrete else self.widths[network]
-                    rewards = self.own(reward[seed], network)
+                    rows = _living(self.own(alive[seed], network))
+                    rewards = self.own(reward[seed], network)[rows]
                     mini = TorchMiniBatch(
-                        observations=self.own(obs[seed], network),
-                        actions=self.own(action[seed], network)[:, :width],
+                        observations=self.own(obs[seed], network)[rows],
+                        actions=self.own(action[seed], network)[rows, :width],
                         rewards=rewards,
-                        next_observations=self.own(next_obs[seed], network),
-                        next_actions=self.own(next_action[seed], network)[:, :width],
+                        next_observations=self.own(next_obs[seed], network)[rows],
+                        next_actions=self.own(next_action[seed], network)[rows, :width],
                         returns_to_go=torch.zeros_like(rewards),
-                        terminals=self.own(terminated[seed], network),
+                        terminals=self.own(ended[seed], network)[rows],
                         intervals=torch.ones_like(rewards),
                         device=implementation.device,
                     )
@@ -251,10 +259,12 @@ class D3rlpyPolicy(nn.Module):
         best: Tensor = implementation.predict_best_action(inputs)
         if legal is None and not self.narrower:
             return best
-        allowed = self.used[agent, :width].expand(len(inputs), width)
+        liking = _preferences(implementation, inputs, width)
+        allowed = self.used[agent, :width].expand_as(
+            liking
+        )  # a number of frames would be traced as a constant
         if legal is not None:
             allowed = allowed & legal[:, agent, :width]
-        liking = _preferences(implementation, inputs, width)
         liking = liking.masked_fill(~allowed, torch.finfo(liking.dtype).min)
         fine = allowed.gather(1, best.unsqueeze(1)).squeeze(1)
         return torch.where(fine, best, liking.argmax(1))
@@ -271,6 +281,12 @@ def _preferences(implementation: Any, inputs: Tensor, width: int) -> Tensor:
             return logits
     each = [torch.full_like(inputs[:, 0], choice, dtype=torch.int64) for choice in range(width)]
     return torch.stack([implementation.predict_value(inputs, choice) for choice in each], dim=1)
+
+
+def _living(alive: Tensor) -> Tensor:
+    """Rows in which an agent lives, of [B] bool; all of them where it lives in none, since d3rlpy wants some."""
+    rows = alive.nonzero().squeeze(1)
+    return rows if len(rows) else torch.arange(len(alive), device=alive.device)
 
 
 def _check_finite(implementation: Any) -> None:

@@ -7,11 +7,13 @@ import io
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from pydantic import Field
 
 from offmarl.errors import UsageError, unknown_name
 from offmarl.learners.base import ObservingConfig
-from offmarl.settings import Count, Positive
+from offmarl.settings import Count, Discount, Positive
 
 PREFIX = "d3rlpy:"
 
@@ -27,7 +29,8 @@ class D3rlpyConfig(ObservingConfig):
     Factories are given as d3rlpy writes them into JSON: `{type: qr, params: {n_quantiles: 32}}`.
     """
 
-    hidden: tuple[Count, ...] = (256, 256)  # of every encoder without a factory of its own; d3rlpy's default
+    # Of every encoder without a factory of its own; d3rlpy's default.
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 256)
     # Replaces all of the algorithm's learning rates; null: each its own.
     learning_rate: Positive | None = None  # type: ignore[assignment]
     gradient_clip: Positive | None = None  # of every optimiser without a factory of its own
@@ -113,11 +116,20 @@ def settings_class(name: str, action_type: str, d3rlpy_config: type[Any]) -> typ
         if _is_factory(known):
             settings.append((known.name, dict[str, Any] | None, field(default=None)))
         else:
-            settings.append((known.name, known.type, field(default=known.default)))
+            settings.append((known.name, _bounded(known), field(default=known.default)))
     title = "".join(part.capitalize() for part in (action_type, *name.split("_")))
     return make_dataclass(
         f"{title}D3rlpyConfig", settings, bases=(D3rlpyConfig,), namespace={"__doc__": d3rlpy_config.__doc__}
     )
+
+
+def _bounded(known: Any) -> Any:
+    """The type of one of d3rlpy's settings, within the bounds that d3rlpy itself does not check."""
+    if known.name == "gamma":
+        return Discount
+    if known.type is int and (known.name.startswith("n_") or known.name.endswith("_interval")):
+        return Count
+    return known.type
 
 
 def told_to_d3rlpy(config: D3rlpyConfig, d3rlpy_config: type[Any]) -> Any:

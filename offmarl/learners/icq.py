@@ -14,7 +14,7 @@ There is one critic, as in the paper and its code for SMAC and MuJoCo.
 Shapes: S seeds, B batch, N agents, O observation, A action dimensions, D what the mixer sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,13 +67,19 @@ class ICQ(WeightedCloning):
             self.target_mixer = self.keep("target_mixer", self.mixer.target())
             self.mixer_optimiser = self._optimiser("mixer", self.mixer)
 
+    def require(self, arrays: Collection[str]) -> None:
+        """Raise `DataError` where a dataset lacks a state that the mixer sees."""
+        if self.config.mixer:
+            self.team.require(arrays)
+
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of a dataset. Raises `DataError` where it lacks a state to be seen."""
         super().observe(statistics)
         if self.config.mixer:
             self.team.observe(statistics)
         mean, std = self._pooled(statistics.reward_mean, statistics.reward_std)
-        self.rewards.observe(mean, std, statistics.terminates, together=self.config.mixer)
+        ends = statistics.terminates if self.config.mixer else statistics.agents_end
+        self.rewards.observe(mean, std, ends, together=self.config.mixer)
 
     # ---- the paper's equations
 
@@ -92,11 +98,16 @@ class ICQ(WeightedCloning):
         goes_on = batch.done.unsqueeze(1) == 0  # [S, 1, B]; elsewhere there is no next action
         next_action = torch.where(goes_on.unsqueeze(3), batch.next_action.transpose(1, 2), 0.0)
         q = self.q_values(self.target_critic, next_obs, next_action)
+        alive = None if batch.next_alive is None else batch.next_alive.transpose(1, 2)
         if self.config.mixer:
-            q = self.q_total(q, *self.mixing(self.target_mixer, next_obs, next_action, batch.next_state)[1:])
+            q = self.q_total(
+                q, *self.mixing(self.target_mixer, next_obs, next_action, batch.next_state, alive)[1:]
+            )
+        elif alive is not None:
+            goes_on = goes_on & alive
         rho = self.importance(q / self.config.critic_temperature, goes_on.expand_as(q)).clamp(max=1)
-        target = self.rewards.td_target(batch, rho * q)
-        return target.mean(1, keepdim=True) if self.config.mixer else target
+        target = self.rewards.team_target if self.config.mixer else self.rewards.td_target
+        return target(batch, rho * q)
 
     @staticmethod
     def q_total(q: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -104,12 +115,24 @@ class ICQ(WeightedCloning):
         return (weight * q).sum(1, keepdim=True) + bias
 
     def mixing(
-        self, mixer: StackedMLP, obs: Tensor, action: Tensor, state: Tensor | None
+        self,
+        mixer: StackedMLP,
+        obs: Tensor,
+        action: Tensor,
+        state: Tensor | None,
+        alive: Tensor | None = None,
     ) -> tuple[Pass, Tensor, Tensor]:
-        """Compute the pass, w(s) [S, N, B], non-negative with sum 1 as in their code, and b(s) [S, 1, B]."""
+        """Compute the pass, w(s) [S, N, B], non-negative with sum 1 as in their code, and b(s) [S, 1, B].
+
+        The dead, those not `alive` [S, N, B], have no weight.
+        """
         forward = mixer.forward(self.team.states(obs, action, state).seen[:, 0].contiguous())  # [S, B, N + 1]
         output = forward.output.transpose(1, 2)
-        return forward, torch.softmax(output[:, :-1], dim=1), output[:, -1:]
+        scores, bias = output[:, :-1], output[:, -1:]
+        if alive is None:
+            return forward, torch.softmax(scores, dim=1), bias
+        lowest = torch.finfo(scores.dtype).min
+        return forward, torch.softmax(scores.masked_fill(~alive, lowest), dim=1) * alive, bias
 
     # ---- one update
 
@@ -127,10 +150,11 @@ class ICQ(WeightedCloning):
             batch.state,
             self.td_target(batch, next_obs),
             known if self.config.mixer else known & alive,
+            alive,
         )
         advantage, value_metrics = self.value_step(obs, action, alive)
         if self.config.mixer:
-            advantage = advantage * self.mixing(self.mixer, obs, action, batch.state)[1]
+            advantage = advantage * self.mixing(self.mixer, obs, action, batch.state, alive)[1]
             self.target_mixer.follow(self.mixer, self.config.tau)
         rho = self.importance(
             advantage / (self.config.policy_temperature * self.spread(advantage, alive)), alive
@@ -141,14 +165,20 @@ class ICQ(WeightedCloning):
 
     @torch.no_grad()
     def critic_step(
-        self, obs: Tensor, action: Tensor, state: Tensor | None, td_target: Tensor, counted: Tensor
+        self,
+        obs: Tensor,
+        action: Tensor,
+        state: Tensor | None,
+        td_target: Tensor,
+        counted: Tensor,
+        alive: Tensor | None = None,
     ) -> Metrics:
-        """One step of the critics down J_Q, with a mixer through it."""
+        """One step of the critics down J_Q, with a mixer through it, which the `alive` [S, N, B] have a part in."""
         S, N, B, _ = obs.shape
         critic = self.critic.forward(self.rows(obs), self.rows(action).unsqueeze(2))
         q = total = critic.output.view(S, N, B)
         if self.config.mixer:
-            mixer, weight, bias = self.mixing(self.mixer, obs, action, state)
+            mixer, weight, bias = self.mixing(self.mixer, obs, action, state, alive)
             total = self.q_total(q, weight, bias)
         to_q = 2 * (total - td_target) * counted / counted.sum(-1, keepdim=True).clamp(min=1)
         if self.config.mixer:

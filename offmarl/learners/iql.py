@@ -79,7 +79,7 @@ class IQL(Implicit, WeightedCloning):
         """Take the normalisers of observations and rewards from a dataset."""
         super().observe(statistics)
         mean, std = self._pooled(statistics.reward_mean, statistics.reward_std)
-        self.rewards.observe(mean, std, statistics.terminates)
+        self.rewards.observe(mean, std, statistics.agents_end)
 
     @torch.no_grad()
     def update(self, batch: Batch) -> Metrics:

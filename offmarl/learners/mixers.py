@@ -3,7 +3,7 @@
 Shapes: S seeds, B windows, T time, N agents, J joint choices rated in one state, D state; E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from offmarl.data.episodes import EpisodeBatch
 from offmarl.data.table import Statistics
+from offmarl.errors import DataError
 from offmarl.learners.discrete import DiscreteLearner
 from offmarl.learners.networks import StackedMLP
 from offmarl.policy import OBSERVATION_LIMIT
@@ -30,6 +31,14 @@ class StateInput:
         self.width = spec.state_dim or spec.n_agents * spec.obs_dim  # D
         self.mean = torch.zeros(spec.state_dim, device=learner.device)
         self.scale = torch.ones(spec.state_dim, device=learner.device)
+
+    def require(self, arrays: Collection[str]) -> None:
+        """Raise `DataError` where a dataset that holds these `arrays` lacks the state of its task."""
+        if self.of_task and "state" not in arrays:
+            raise DataError(
+                f"this dataset does not record the state of {self.learner.spec.id}, on which a mixer depends: "
+                "take a learner without one, such as cql or iql"
+            )
 
     def observe(self, statistics: Statistics) -> None:
         """Take the moments of the state; those of observations are the learner's own."""

@@ -75,7 +75,7 @@ class OMAR(CQL):
         return mean, variance.sqrt().clamp_(min=NARROWEST)
 
     def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
-        """OMAR, eq. 4, with Q in units of its spread; `action` is â."""
+        """OMAR, eq. 4; `action` is â."""
         climbing = super().policy_loss(q, policy_action, action)
         imitating = (policy_action - action).square().mean(3)
         return (1 - self.config.coefficient) * climbing + self.config.coefficient * imitating

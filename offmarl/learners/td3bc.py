@@ -47,19 +47,18 @@ class TD3BC(ActorCritic):
         """Twice the error."""
         return 2 * (q - td_target.unsqueeze(-1))
 
-    def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
-        """TD3+BC, eq. 3 and 5."""
-        cloning = (policy_action - action).square().mean(3)
-        return -q / self.spread(q) + self.config.bc_weight * cloning
-
-    def policy_gradient(self, q: Tensor, policy_action: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The spread is a unit, not something to be minimised."""
-        to_action = (2 * self.config.bc_weight / action.shape[3]) * (policy_action - action)
-        return (-1 / self.spread(q)).expand_as(q), to_action
-
-    def spread(self, q: Tensor) -> Tensor:
-        """Mean distance of Q from its mean over the batch: [S, N, B] -> [S, N, 1]."""
+    def unit(self, q: Tensor, states: States) -> Tensor:
+        """Its mean distance from its mean over the batch (TD3+BC, eq. 5, and the change above)."""
         if not self.config.normalise_q:
             return torch.ones_like(q[..., :1])
-        q = q.detach()
-        return (q - q.mean(2, keepdim=True)).abs().mean(2, keepdim=True).clamp(min=1e-6)
+        return states.mean((q - states.mean(q)).abs()).clamp(min=1e-6)
+
+    def policy_loss(self, q: Tensor, policy_action: Tensor, action: Tensor) -> Tensor:
+        """TD3+BC, eq. 3."""
+        cloning = (policy_action - action).square().mean(3)
+        return -q + self.config.bc_weight * cloning
+
+    def policy_gradient(self, q: Tensor, policy_action: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """-1, and the way from the data's action."""
+        to_action = (2 * self.config.bc_weight / action.shape[3]) * (policy_action - action)
+        return torch.full_like(q, -1), to_action

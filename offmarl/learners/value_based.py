@@ -3,7 +3,7 @@
 Shapes: S seeds, B windows, T time, N agents, K choices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -61,11 +61,17 @@ class ValueBased(DiscreteLearner):
         adam: StackedAdam[Any] = StackedAdam(self.mixer, self.config.learning_rate, self.config.gradient_clip)
         self.optimisers.append(self.keep("mixer_optimiser", adam))
 
+    def require(self, arrays: Collection[str]) -> None:
+        """Raise `DataError` where a dataset lacks a state that a mixer depends on."""
+        states = self._stored.get("states")
+        if isinstance(states, StateInput):
+            states.require(arrays)
+
     def observe(self, statistics: Statistics) -> None:
         """Take the normalisers of observations and rewards from a dataset."""
         super().observe(statistics)
         self.rewards.observe(
-            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.terminates
+            *self._pooled(statistics.reward_mean, statistics.reward_std), statistics.agents_end
         )
 
     def observe_team(self, statistics: Statistics, mixed: bool) -> None:

@@ -101,9 +101,12 @@ def export_run(
         else:
             _write_onnx(module, temporary / file, given)
         write_json(temporary / ABOUT, about)
-        written = _runner(form, temporary)(given)
-        _require_same(expected, written, f"the {form} file does not act as run {run.id} does")
-        _require_same(_run_acts(learner, index, given), written, f"the export of run {run.id} is wrong")
+        runner = _runner(form, temporary)
+        for frames in (PROBES, 1, 3):  # no file may hold to the number of frames that it was written with
+            few = {name: values[:frames] for name, values in given.items()}
+            written = runner(few)
+            _require_same(_answer(module, few), written, f"the {form} file does not act as run {run.id} does")
+            _require_same(_run_acts(learner, index, few), written, f"the export of run {run.id} is wrong")
         temporary.chmod(0o755)
         replace_folder(temporary, out)
     finally:
@@ -154,6 +157,10 @@ def _run_acts(learner: ObservingLearner, index: int, given: Given) -> Answer:
 def _require_same(expected: Answer, found: Answer, what: str) -> None:
     """Compare numbers to `TOLERANCE`; choices may differ where two are equally good, once in 64."""
     for mine, theirs in zip(expected, found, strict=True):
+        if mine.shape != theirs.shape:
+            raise OffmarlError(
+                f"nothing was exported: {what} (shapes {list(theirs.shape)}, not {list(mine.shape)})"
+            )
         if mine.is_floating_point():
             difference = float((mine - theirs).abs().max())
             same = difference <= TOLERANCE

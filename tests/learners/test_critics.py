@@ -1,5 +1,7 @@
 """Critics that see one agent or the whole team: gradients, what they see, what they value."""
 
+from dataclasses import replace
+
 import bandits
 import pytest
 import torch
@@ -44,9 +46,9 @@ def joined(critic, obs, own, action):
     return torch.stack([torch.cat(parts, dim=-1) for parts in inputs], dim=1)
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(("share", "some_dead"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("name", "settings"), CASES)
-def test_one_update_descends_the_gradient_that_autograd_finds(name, settings, share):
+def test_one_update_descends_the_gradient_that_autograd_finds(name, settings, share, some_dead):
     """Of the losses as written, through networks evaluated on joined inputs; the second agent is narrower."""
     task = bandits.spec(agents=3, actions=(2, 1, 2))
     values = {"hidden": (16, 12), "share": share, "gradient_clip": None, "last_layer_bound": 0.5, **settings}
@@ -58,6 +60,10 @@ def test_one_update_descends_the_gradient_that_autograd_finds(name, settings, sh
     action = (torch.rand(2, 3, 40, 2, generator=g) * 2 - 1) * used
     td_target = torch.randn(2, 3, 40, generator=g)
     states = learner.inputs.states(obs, action, None)
+    if some_dead:
+        alive = (torch.rand(2, 3, 40, generator=g) < 0.7).float()
+        states = replace(states, counted=alive * 40 / alive.sum(2, keepdim=True))
+    counted = torch.ones(2, 3, 40) if states.counted is None else states.counted
 
     def q_of(critics, own):
         rows = joined(settings["critic"], obs, own, action).flatten(2, 3)
@@ -71,6 +77,7 @@ def test_one_update_descends_the_gradient_that_autograd_finds(name, settings, sh
     loss, _ = twin.critic_loss(
         q_of(twin.critic, own), *(twin.critic_rows(given) for given in (td_target, *drawn))
     )
+    loss = loss * twin.critic_rows(counted)
     expected = gradient(twin.critic, loss.mean(1).sum())  # each network's mean over its rows
     metrics = learner.critic_step(states, td_target)
     same_gradient(learner.critic_optimiser, expected)
@@ -81,9 +88,10 @@ def test_one_update_descends_the_gradient_that_autograd_finds(name, settings, sh
     towards = twin.rectified(states) if name == "omar" else action
     policy_action, z = twin.actions(twin.policy, obs)
     q = q_of(twin.critic, policy_action.unsqueeze(3)).view(2, 2, 3, 40)[0]
-    loss = twin.policy_loss(q, policy_action, towards).mean(2)
-    loss = loss + twin.config.pre_tanh_penalty * z.square().mean((2, 3))
-    loss = loss + twin.config.action_penalty * policy_action.square().mean((2, 3))
+    loss = twin.policy_loss(q / twin.unit(q.detach(), states), policy_action, towards)
+    loss = loss + twin.config.pre_tanh_penalty * z.square().mean(3)
+    loss = loss + twin.config.action_penalty * policy_action.square().mean(3)
+    loss = (loss * counted).mean(2)
     expected = gradient(twin.policy, twin.total(loss))
     metrics = learner.policy_step(states, action)
     same_gradient(learner.policy_optimiser, expected)

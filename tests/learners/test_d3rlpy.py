@@ -240,6 +240,10 @@ def test_settings_are_d3rlpys_own(data):
         ("cql", {"q_func_factory": {"kind": "qr"}}, "'kind' is not known"),
         ("cql", {"q_func_factory": {"type": "qr", "params": {"n_quantile": 7}}}, "did you mean n_quantiles"),
         ("bc", {"policy_type": "nonsense"}, "d3rlpy refuses these settings of bc"),
+        ("bc", {"hidden": ()}, "learner.hidden"),
+        ("iql", {"gamma": 1.5}, "learner.gamma=1.5"),
+        ("cql", {"n_action_samples": 0}, "learner.n_action_samples=0"),
+        ("td3_plus_bc", {"update_actor_interval": 0}, "learner.update_actor_interval=0"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(data, name, values, message):

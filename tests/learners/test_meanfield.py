@@ -177,6 +177,12 @@ def test_training_goes_on_where_it_stopped(spec, name):
         assert torch.equal(value, resumed.tensors()[tensor]), tensor
 
 
+@pytest.mark.parametrize("values", [{"scope": "both"}, {"radius": 3.0}])
+def test_settings_of_neighbours_are_refused_by_who_has_none(spec, values):
+    with pytest.raises(UsageError, match="idqn looks at no neighbours"):
+        learner_of("idqn", spec, **values)
+
+
 @pytest.mark.parametrize("name", ["cmfq", "attention_mfq", "idqn", "bc"])
 def test_names_and_sides_do_not_matter(spec, name):
     """Units that change places, and armies that change sides, are told the same."""

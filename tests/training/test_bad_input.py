@@ -22,7 +22,7 @@ from offmarl.training.run import RunFolder
 FAST = {"steps": 4, "batch_size": 16, "log_every": 2, "checkpoint_every": 2, "tensorboard": False}
 
 
-def written(folder, discrete):
+def written(folder, discrete, state=()):
     """A dataset without individual rewards."""
     spec = EnvSpec(
         id="walk",
@@ -31,6 +31,7 @@ def written(folder, discrete):
         action_type="discrete" if discrete else "continuous",
         obs_names=(("x", "y"),) * 2,
         action_names=(("a", "b"),) * 2,
+        state_names=state,
         horizon=10,
         has_agent_reward=False,
     )
@@ -40,13 +41,14 @@ def written(folder, discrete):
             action = torch.rand(11, 2, 2, generator=g) * 2 - 1
             if discrete:
                 action = torch.randint(2, (11, 2), generator=g)
-            action[-1] = 0
+            reward = torch.randn(11, generator=g)
+            action[-1] = reward[-1] = 0
             truncated = torch.zeros(11, dtype=torch.uint8)
             truncated[-2] = 1
             arrays = {
                 "obs": torch.randn(11, 2, 2, generator=g),
                 "action": action,
-                "team_reward": torch.randn(11, generator=g),
+                "team_reward": reward,
                 "terminated": torch.zeros(11, dtype=torch.uint8),
                 "truncated": truncated,
             }
@@ -83,6 +85,11 @@ def no_work(monkeypatch):
             "batch_size=51 is larger than the data.*has 50",
         ),
         (False, {"train_settings": {**FAST, "q_limit": 0}}, "train.q_limit=0"),
+        (
+            False,
+            {"learner": "cql", "train_settings": {**FAST, "batch_size": 1}},
+            "train.batch_size=1: cql needs at least 2",
+        ),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(tmp_path, no_work, discrete, values, message):
@@ -91,6 +98,33 @@ def test_bad_requests_are_refused_before_any_work(tmp_path, no_work, discrete, v
     with pytest.raises(UsageError, match=message) as caught:
         train_offline(dataset, TrainRequest(**{**usual, **values}))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("discrete", "learner", "settings", "message"),
+    [
+        (True, "qmix_cql", {}, "does not record the state of walk, on which a mixer depends: take a learner"),
+        (True, "icq", {}, "does not record the state of walk"),
+        (False, "icq", {"mixer": True}, "set learner.critic_sees_state=false"),
+        (False, "cql", {"critic_sees_state": True}, "set learner.critic_sees_state=false"),
+    ],
+)
+def test_data_without_the_state_that_a_learner_sees_is_refused(
+    tmp_path, no_work, discrete, learner, settings, message
+):
+    dataset = written(tmp_path / "data", discrete, state=("s",))
+    with pytest.raises(DataError, match=message):
+        train_offline(
+            dataset,
+            TrainRequest(
+                learner,
+                "team",
+                learner_settings=settings,
+                train_settings={**FAST, "batch_size": 4},
+                out=tmp_path / "run",
+            ),
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -164,7 +164,7 @@ def test_onnx_runs_on_any_number_of_frames(tmp_path, discrete):
         same(run, 0, found, obs[:frames], None if legal is None else legal[:frames])
 
 
-@pytest.mark.parametrize(("algorithm", "discrete"), [("iql", False), ("sac", True)])
+@pytest.mark.parametrize(("algorithm", "discrete"), [("iql", False), ("sac", True), ("cql", True)])
 def test_d3rlpy_policies_export_as_torchscript(tmp_path, algorithm, discrete):
     pytest.importorskip("d3rlpy")
     run = trained(tmp_path / "run", f"d3rlpy:{algorithm}", spec(discrete))
@@ -174,7 +174,9 @@ def test_d3rlpy_policies_export_as_torchscript(tmp_path, algorithm, discrete):
     export_run(run, "torchscript", tmp_path / "out", seed=5)
     script = torch.jit.load(tmp_path / "out/policy.pt")
     obs, legal = inputs(run.spec)
-    same(run, 1, script(*([obs] if legal is None else [obs, legal])), obs, legal)
+    for frames in (len(obs), 1, 3):
+        few, allowed = obs[:frames], None if legal is None else legal[:frames]
+        same(run, 1, script(*([few] if allowed is None else [few, allowed])), few, allowed)
     with pytest.raises(DataError, match=r"holds policy\.pt: import torch; policy = torch\.jit\.load"):
         load_policy(tmp_path / "out")
 
