@@ -5,6 +5,7 @@ read in blocks of whole episodes, so that a file larger than memory can be impor
 Shapes: R rows, E episodes, T time, N agents, O observation, A action dimensions, K discrete choices, D state.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 
 from offmarl.data.formats.beside import Beside
+from offmarl.data.hdf5 import DAMAGE
 from offmarl.data.store import Dataset
 from offmarl.data.validate import BLOCK_BYTES, episode_blocks
 from offmarl.envs.base import EnvSpec
@@ -56,6 +58,13 @@ class Contents:
     has_agent_reward: bool = False
     horizon: int | None = None  # where the format, or a person, says so
     notes: list[str] = field(default_factory=list)  # what the reader should know of this import
+
+    def __post_init__(self) -> None:
+        """Raise `DataError` where no agent observes, or does, anything."""
+        if not any(self.obs_widths):
+            raise DataError(f"observations are empty for all agents ({self.n_agents})")
+        if not any(self.action_widths):
+            raise DataError(f"actions are empty, or all -1, for all agents ({self.n_agents})")
 
     @property
     def n_agents(self) -> int:
@@ -106,13 +115,21 @@ class Exported:
 
 @dataclass(frozen=True)
 class Format:
-    """One foreign format. `recognise` is cheap and never raises; `write` is None where there is no exporter."""
+    """One foreign format. `recognise` is cheap and never raises; `write` is None where there is no exporter.
+
+    Where an export is a folder, `foreign` finds in one what does not belong to the dataset.
+    """
 
     name: str
     recognise: Callable[[Path], bool]
     open: Callable[[Path, ReadOptions], Source]
     write: Callable[[Dataset, Path, Progress], Exported] | None = None
-    folder: bool = False  # an export is a folder rather than a file
+    foreign: Callable[[Path], list[Path]] | None = None
+
+    @property
+    def folder(self) -> bool:
+        """Whether an export is a folder rather than a file."""
+        return self.foreign is not None
 
 
 def require(package: str, extra: str) -> Any:
@@ -147,13 +164,21 @@ def last_of_each(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
     return values[np.cumsum(steps) - 1]
 
 
-def paid(rewards: np.ndarray, convention: TeamReward) -> dict[str, np.ndarray]:
-    """Turn stored rewards [R, N] into `team_reward` [R] and, where they are the agents' own, `agent_reward`.
+def paid(rewards: np.ndarray, convention: TeamReward, begin: int) -> dict[str, np.ndarray]:
+    """Turn stored rewards [T, N] into `team_reward` [T] and, where they are the agents' own, `agent_reward`.
 
     `copy`: everybody's entry is the team's reward. `sum`: entries are shares, and the team's is their sum.
+    `begin` is the number of the first step. Raises `UsageError` for copies that are none.
     """
     rewards = rewards.astype(np.float32)
     if convention == "copy":
+        differ = np.flatnonzero(rewards.max(axis=1) > rewards.min(axis=1))
+        if len(differ):
+            stored = ", ".join(f"{reward:g}" for reward in rewards[differ[0], :8])
+            raise UsageError(
+                f"--team-reward copy: at step {begin + int(differ[0]):,} the agents' rewards differ ({stored}), so "
+                "they are no copies of the team's: --team-reward sum, which takes them for shares"
+            )
         return {"team_reward": rewards[:, 0]}
     return {"team_reward": rewards.sum(axis=1, dtype=np.float64).astype(np.float32), "agent_reward": rewards}
 
@@ -193,22 +218,36 @@ def same_length(steps: np.ndarray) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the name of a file before what is wrong with its arrays, and turn damage into a `DataError`."""
+    """Put the name of a file before what is wrong with its arrays, all on one line."""
     try:
         yield
     except DataError as error:
         if str(path) in str(error):
             raise
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """As `naming`, and turn whatever a library makes of a damaged file into a `DataError`."""
+    try:
+        with naming(path):
+            yield
     except OffmarlError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+    except (*DAMAGE, IndexError, TypeError, AttributeError, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is damaged, or was cut short: {reason[:300]}") from error
 
 
+def check_numbers(name: str, array: np.ndarray | h5py.Dataset) -> None:
+    """Raise `DataError` where an array holds something else than numbers, such as texts."""
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"array '{name}' holds {array.dtype}, expected numbers")
+
+
 def array_of(group: h5py.Group, name: str, dimensions: int | None = None) -> h5py.Dataset:
-    """An array of an HDF5 file. Raises `DataError` for one that is missing or has other dimensions."""
+    """An array of numbers in an HDF5 file. Raises `DataError` for one that is missing or has other dimensions."""
     try:
         found = group[name]
     except KeyError:
@@ -217,7 +256,13 @@ def array_of(group: h5py.Group, name: str, dimensions: int | None = None) -> h5p
         raise DataError(f"array '{name}' is missing; there are: {', '.join(sorted(group)[:12]) or 'none'}")
     if dimensions is not None and found.ndim != dimensions:
         raise DataError(f"array '{name}' has shape {list(found.shape)}, expected {dimensions} dimensions")
+    check_numbers(name, found)
     return found
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Sort by this to have agent_2 before agent_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def is_hdf5(path: Path) -> bool:

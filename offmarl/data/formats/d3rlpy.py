@@ -15,6 +15,7 @@ Source: takuseno/d3rlpy, d3rlpy/dataset/io.py.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -35,8 +36,9 @@ from offmarl.data.formats.base import (
     hdf5_keys,
     last_of_each,
     left_out,
-    naming,
+    natural_order,
     paid,
+    reading,
     with_final_rows,
 )
 from offmarl.data.formats.beside import NAME, Beside, beside_path, write_beside
@@ -65,6 +67,11 @@ def recognise(path: Path) -> bool:
     return bool(files) and all(_is_buffer(hdf5_keys(file)) for file in files[:2])
 
 
+def foreign(path: Path) -> list[Path]:
+    """What a folder holds beside the agents' files."""
+    return [entry for entry in path.iterdir() if entry.name != NAME and not _is_buffer(hdf5_keys(entry))]
+
+
 class D3rlpySource(Source):
     """Open files, one an agent."""
 
@@ -77,15 +84,15 @@ class D3rlpySource(Source):
         notes: list[str] = []
         self.beside = Beside.of(path, folder=path.is_dir())
         if self.beside and path.is_dir():
-            by_name = {file.stem: file for file in files}
-            named = [by_name[name] for name in map(_file_name, self.beside.spec.agents) if name in by_name]
+            by_name = {file.name: file for file in files}
+            named = [by_name[name] for name in _file_names(self.beside.spec.agents) if name in by_name]
             files = named if len(named) == len(files) else files
         kept = options.kept_agents(len(files))
         if kept < len(files):
             notes.append(left_out(kept, len(files)))
         self._agents: list[_AgentFile] = []
         for file in files[:kept]:
-            with naming(file):
+            with reading(file):
                 self._agents.append(_AgentFile(file))
         steps, terminated = self._agents[0].steps, self._agents[0].terminated
         for agent in self._agents[1:]:
@@ -133,7 +140,8 @@ class D3rlpySource(Source):
             "action": with_final_rows(action, steps),
         }
         arrays |= {
-            name: with_final_rows(values, steps) for name, values in paid(rewards, self._convention).items()
+            name: with_final_rows(values, steps)
+            for name, values in paid(rewards, self._convention, int(self._agents[0].start[first])).items()
         }
         if len(self._agents) == 1:
             arrays.pop("agent_reward", None)
@@ -184,6 +192,7 @@ class _AgentFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held: dict[str, np.ndarray] = {}  # [all steps, 1]
+        self._widths: dict[str, int] = {}  # of the first episode
         self.file = h5py.File(path, "r", locking=False)
         keys = set(self.file)
         if not _is_buffer(keys):
@@ -198,7 +207,7 @@ class _AgentFile:
             self._open_episodes()
         if not len(self.steps) or (self.steps < 1).any():
             raise DataError("array 'rewards' holds no step, or an episode without one")
-        self._start = np.concatenate([[0], np.cumsum(self.steps)])
+        self.start = np.concatenate([[0], np.cumsum(self.steps)])
         self.obs_width = self.read("observations", 0, 1).shape[1]
         actions = array_of(self.file, "actions" if self._flat else "actions_0")
         self.discrete = actions.dtype.kind in "iu"
@@ -212,7 +221,7 @@ class _AgentFile:
 
     def read(self, name: str, first: int, last: int) -> np.ndarray:
         """Steps of episodes first..last, [T, width]."""
-        begin, end = int(self._start[first]), int(self._start[last])
+        begin, end = int(self.start[first]), int(self.start[last])
         if name in self._held:
             return self._held[name][begin:end]
         if self._flat:
@@ -240,24 +249,32 @@ class _AgentFile:
                     f"('rewards_{number}')"
                 )
             parts.append(array[()].reshape(steps, -1))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        values = np.concatenate(parts, axis=1)
+        width = self._widths.setdefault(name, values.shape[1])
+        if values.shape[1] != width:
+            raise DataError(
+                f"{self.path}: array '{key}' has {values.shape[1]} numbers a step, expected {width}"
+            )
+        return values
 
     def _open_flat(self) -> None:
-        arrays = {name: array_of(self.file, name) for name in sorted(FLAT)}
-        rows = len(arrays["observations"])
+        found = FLAT | ({"episode_terminals"} & set(self.file))
+        arrays = {name: array_of(self.file, name) for name in sorted(found)}
+        rows = arrays["observations"].shape[0] if arrays["observations"].shape else 0
         for name, array in arrays.items():
-            if array.shape[:1] != (rows,):
-                raise DataError(f"array '{name}' has shape {list(array.shape)}, expected {rows} rows")
-        terminal = arrays["terminals"][:].reshape(-1) != 0
-        over = terminal
-        if "episode_terminals" in self.file:
-            over = terminal | (array_of(self.file, "episode_terminals")[:].reshape(-1) != 0)
+            single = name not in ("observations", "actions")
+            if array.shape[:1] != (rows,) or (single and array.size != rows):
+                expected = f"{rows} numbers" if single else f"{rows} rows"
+                raise DataError(f"array '{name}' has shape {list(array.shape)}, expected {expected}")
+        terminal = over = arrays["terminals"][:].reshape(-1) != 0
+        if "episode_terminals" in arrays:
+            over = terminal | (arrays["episode_terminals"][:].reshape(-1) != 0)
         ends = np.flatnonzero(over) + 1
         if rows and (not len(ends) or ends[-1] != rows):
             ends = np.append(ends, rows)
         self.steps = np.diff(ends, prepend=0).astype(np.int64)
         self.terminated = terminal[ends - 1]
-        self._held["rewards"] = arrays["rewards"][:].reshape(rows, -1)
+        self._held["rewards"] = arrays["rewards"][:].reshape(rows, 1)
 
     def _open_episodes(self) -> None:
         version = self.file["version"][()]
@@ -266,6 +283,9 @@ class _AgentFile:
             raise DataError(f"'version' is {version}: {VERSION} and the flat files of version 1 can be read")
         count = int(self.file["num_episodes"][()])
         rewards = [array_of(self.file, f"rewards_{number}", 2)[()] for number in range(count)]
+        for number, values in enumerate(rewards):
+            if values.shape[1] != 1:
+                raise DataError(f"array 'rewards_{number}' has shape {list(values.shape)}, expected [T, 1]")
         self.steps = np.array([len(values) for values in rewards], dtype=np.int64)
         self._held["rewards"] = np.concatenate(rewards or [np.zeros((0, 1))])
         self.terminated = np.array(
@@ -276,7 +296,7 @@ class _AgentFile:
 def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
     """Write `dataset` to the folder `path`, one file an agent."""
     spec = dataset.spec
-    names = [path / f"{_file_name(agent)}.h5" for agent in spec.agents]
+    names = [path / name for name in _file_names(spec.agents)]
     start = dataset.episode_start.numpy()
     with ExitStack() as stack:
         files = [stack.enter_context(created(name)) for name in names]
@@ -316,16 +336,16 @@ def _is_buffer(keys: set[str]) -> bool:
     return keys >= {"columns", "num_episodes", "version"} or (keys >= FLAT and "filled" not in keys)
 
 
-def _file_name(agent: str) -> str:
-    """A name for the file of an agent."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", agent)
+def _file_names(agents: Sequence[str]) -> list[str]:
+    """A name for the file of each agent: its own, and all with their numbers before them where two would be one."""
+    names = [re.sub(r"[^A-Za-z0-9_.-]", "_", agent) + ".h5" for agent in agents]
+    distinct = {name.lower() for name in names} - {".h5", NAME}
+    return names if len(distinct) == len(names) else [f"{i}_{name}" for i, name in enumerate(names)]
 
 
 def _agent_files(path: Path) -> list[Path]:
     """The files of a dataset in the order of the numbers in their names."""
     if path.is_file():
         return [path]
-    files = [file for file in path.glob("*.h5") if not file.name.endswith(NAME)] if path.is_dir() else []
-    return sorted(
-        files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)]
-    )
+    files = [file for file in path.glob("*.h5") if file.name != NAME] if path.is_dir() else []
+    return sorted(files, key=lambda file: natural_order(file.name))

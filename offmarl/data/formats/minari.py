@@ -5,8 +5,10 @@
 
 Minari has no notion of agents. A dataset whose observation and action spaces are dictionaries with the same keys,
 or tuples of the same length, is read as one of several agents; any other as one of a single agent, whose parts
-(dictionaries, tuples, images) are laid side by side. Actions of a bounded `Box` are scaled to [-1, 1]. `rewards`
-is the team's. `infos` of the names and shapes below are read where they exist.
+(dictionaries, tuples, images) are laid side by side. gymnasium sorts the keys of a dictionary, agent_10 before
+agent_2: the columns of `infos` are in the order of the entry `offmarl_agents` of the metadata, which an export writes;
+without it, in that of the known task, or by name with agent_2 before agent_10. Actions of a bounded `Box` are scaled to
+[-1, 1]. `rewards` is the team's. `infos` of the names and shapes below are read where they exist.
 
 An export has dictionaries keyed by agent, each agent with its own width, and everything else in `infos`: `state`
 [T + 1, D], `legal_actions` [T + 1, N, K], `alive` [T + 1, N], `position` [T + 1, N, 2] beside the observations, and
@@ -29,16 +31,19 @@ from offmarl.data.formats.base import (
     Source,
     dataset_blocks,
     ends_of,
-    naming,
+    natural_order,
+    reading,
     require,
     with_final_rows,
 )
-from offmarl.data.formats.beside import Beside, beside_path, write_beside
+from offmarl.data.formats.beside import NAME, Beside, beside_path, write_beside
 from offmarl.data.store import Dataset
-from offmarl.errors import DataError
+from offmarl.envs.base import EnvSpec
+from offmarl.errors import DataError, UsageError
 from offmarl.reporter import Progress
 
 METADATA = "metadata.json"
+ORDER = "offmarl_agents"  # our entry in the metadata: their names, in the order of the columns in `infos`
 INFOS = {  # ours: theirs
     "state": "state",
     "legal": "legal_actions",
@@ -59,6 +64,14 @@ def recognise(path: Path) -> bool:
     return False
 
 
+def foreign(path: Path) -> list[Path]:
+    """What a folder, and `data` in it, holds beside one dataset."""
+    data = path / "data"
+    inside = [] if not data.is_dir() else [entry for entry in data.iterdir() if not entry.name.isdecimal()]
+    parts = (data, path / NAME, data / METADATA, data / "main_data.hdf5")
+    return [entry for entry in (*path.iterdir(), *inside) if entry not in parts]
+
+
 class MinariSource(Source):
     """An open dataset; one episode is read at a time."""
 
@@ -67,7 +80,7 @@ class MinariSource(Source):
         self.path = path
         folder = path / "data" if (path / "data").is_dir() else path
         minari_storage = _storage()
-        with naming(path):
+        with reading(path):
             try:
                 self._storage = minari_storage.read(folder)
                 count = int(self._storage.metadata["total_episodes"])
@@ -78,9 +91,12 @@ class MinariSource(Source):
             self.beside = Beside.of(path, folder=True) or Beside.of(folder, folder=True)
             if not count or (steps < 1).any():
                 raise DataError(f"'{METADATA}' has {count} episodes, {int((steps < 1).sum())} of them empty")
-            order = self.beside.spec.agents if self.beside else ()
+            notes: list[str] = []
             self._agents, observed, acted = _agents(
-                self._storage.observation_space, self._storage.action_space, order
+                self._storage.observation_space,
+                self._storage.action_space,
+                self._orders(options.known),
+                notes,
             )
             self._single = not self._agents
             self._agents = self._agents or ("agent",)
@@ -102,7 +118,6 @@ class MinariSource(Source):
         infos = first["infos"] or {}
         shapes = self._info_shapes(int(steps[0]) + 1)
         self._infos = {ours for ours, shape in shapes.items() if self._fits(infos.get(INFOS[ours]), shape)}
-        notes = []
         scaled = not self._discrete and any(_bounds(space) is not None for space in acted)
         if scaled:
             notes.append("actions are scaled from their space's bounds to [-1, 1]")
@@ -124,7 +139,7 @@ class MinariSource(Source):
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Rows of episodes first..last."""
-        with naming(self.path):
+        with reading(self.path):
             found = self._storage.get_episodes(range(first, last))
             episodes = [self._episode(*numbered) for numbered in enumerate(found, first)]
         steps = self.contents.steps[first:last]
@@ -151,6 +166,14 @@ class MinariSource(Source):
         """Close the file beside it; Minari holds none open."""
         if self.beside:
             self.beside.close()
+
+    def _orders(self, known: EnvSpec | None) -> list[list[str]]:
+        """Orders of agents that columns of `infos` may have, the surest first."""
+        orders = [list(self.beside.spec.agents)] if self.beside else []
+        orders.append(list(self._storage.metadata.get(ORDER, ())))
+        if known:
+            orders += [list(known.agents), [*known.agents, *known.background]]
+        return orders
 
     def _named(self, spaces: list[Any]) -> list[tuple[str, Any]]:
         return list(zip(self._agents, spaces, strict=True))
@@ -241,10 +264,19 @@ class MinariSource(Source):
 
 
 def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
-    """Write `dataset` to the folder `path`, the one that Minari knows by the id."""
+    """Write `dataset` to the folder `path`, the one that Minari knows by the id.
+
+    Raises `UsageError` for an agent whose name cannot be a key in Minari's files.
+    """
     minari = _minari()
     spaces = require("gymnasium", "minari").spaces
     spec = dataset.spec
+    for agent in spec.agents:
+        if agent in ("", ".") or "/" in agent or "\0" in agent:
+            raise UsageError(
+                f"agent {agent!r}: a name in Minari's files cannot be empty, '.' or have '/' in it; export to vault or "
+                "d3rlpy instead, or give the agents other names where the data is made"
+            )
     widths = [len(names) for names in spec.obs_names]
     actions = [len(names) for names in spec.action_names]
     observed = {
@@ -259,7 +291,9 @@ def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
     storage = _storage().new(folder, spaces.Dict(observed), spaces.Dict(acted), jpeg_encoding=False)
     namespace, name = dataset.id.replace(".", "_").rsplit("/", 1)
     minari_id = f"{namespace:_<2}/{name}"  # its grammar has no dots, and no namespace of one letter
-    storage.update_metadata({"dataset_id": minari_id, "minari_version": minari.__version__})
+    storage.update_metadata(
+        {"dataset_id": minari_id, "minari_version": minari.__version__, ORDER: list(spec.agents)}
+    )
     start = dataset.episode_start.numpy()
     buffer_class = require("minari.data_collector", "minari").EpisodeBuffer
     for first, last, rows in dataset_blocks(dataset, progress):
@@ -309,9 +343,12 @@ def _storage() -> Any:
 
 
 def _agents(
-    observation: Any, action: Any, order: tuple[str, ...]
+    observation: Any, action: Any, orders: list[list[str]], notes: list[str]
 ) -> tuple[tuple[str, ...], list[Any], list[Any]]:
-    """Names of the agents and their spaces; no name where the spaces know no agents, and there is a single one."""
+    """Names of the agents and their spaces; no name where the spaces know no agents, and there is a single one.
+
+    The first of `orders` that has exactly the names counts; a note says where there is none.
+    """
     spaces = require("gymnasium", "minari").spaces
     if isinstance(action, spaces.Dict):
         if not isinstance(observation, spaces.Dict) or set(observation.spaces) != set(action.spaces):
@@ -319,7 +356,10 @@ def _agents(
                 f"the action space has the keys {', '.join(map(str, action.spaces))}, the observation space has not: "
                 "agents cannot be told apart"
             )
-        names = order if set(order) == set(action.spaces) else tuple(action.spaces)
+        keys = sorted(action.spaces, key=natural_order)
+        names = next((tuple(order) for order in orders if sorted(order) == sorted(keys)), tuple(keys))
+        if list(names) not in orders and len(names) > 1:
+            notes.append("the order of the agents is not known: by name, with agent_2 before agent_10")
         return names, [observation[name] for name in names], [action[name] for name in names]
     if isinstance(action, spaces.Tuple):
         if not isinstance(observation, spaces.Tuple) or len(observation) != len(action):

@@ -20,12 +20,13 @@ from offmarl.data.formats.base import (
     Contents,
     ReadOptions,
     Source,
+    check_numbers,
     convention_note,
     ends_of,
     last_of_each,
     left_out,
-    naming,
     paid,
+    reading,
     same_length,
     with_final_rows,
 )
@@ -56,7 +57,7 @@ class OmarSource(Source):
         if not found:
             raise DataError(f"{path}: array 'obs_0.npy' is missing")
         n_agents = options.kept_agents(found)
-        with naming(path):
+        with reading(path):
             self._arrays = {
                 (kind, agent): self._load(kind, agent) for kind in KINDS for agent in range(n_agents)
             }
@@ -108,7 +109,7 @@ class OmarSource(Source):
         if self._states:
             final = last_of_each(self._arrays["next_states", 0][begin:end], steps)
             arrays["state"] = with_final_rows(self._arrays["states", 0][begin:end], steps, final)
-        rewards = paid(self._rewards(begin, end), self._convention)
+        rewards = paid(self._rewards(begin, end), self._convention, begin)
         arrays |= {name: with_final_rows(values, steps) for name, values in rewards.items()}
         terminated = self._terminated[first:last]
         return arrays | ends_of(steps, terminated, ~terminated)
@@ -128,8 +129,10 @@ class OmarSource(Source):
         path = self.path / f"{kind}_{agent}.npy"
         if not path.exists():
             raise DataError(f"array '{path.name}' is missing")
-        with naming(path):
+        with reading(path):
             array: np.ndarray = np.load(path, mmap_mode="r")
+            if not isinstance(array, np.ndarray) or not array.ndim:
+                raise DataError("expected one array with a row for each transition")
         if kind in ("rews", "dones") and array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         return array
@@ -137,6 +140,7 @@ class OmarSource(Source):
     def _check_shapes(self) -> None:
         """Every array has a row for each transition, and the dimensions that its kind has."""
         for (kind, agent), array in self._arrays.items():
+            check_numbers(f"{kind}_{agent}.npy", array)
             dimensions = (1,) if kind in ("rews", "dones") else (1, 2) if kind == "acs" else (2,)
             width = self._arrays[kind.removeprefix("next_"), agent].shape[1:]
             good = array.ndim in dimensions and len(array) == self._rows and array.shape[1:] == width
@@ -148,6 +152,8 @@ class OmarSource(Source):
                 )
         if self._rows == 0:
             raise DataError("array 'obs_0.npy' has no rows")
+        if len({array.ndim for (kind, _), array in self._arrays.items() if kind == "acs"}) > 1:
+            raise DataError("some agents have discrete actions and others continuous ones")
 
     def _episodes(
         self, options: ReadOptions, n_agents: int, notes: list[str]
@@ -202,6 +208,9 @@ class OmarSource(Source):
         inside = np.setdiff1d(breaks, ends)
         if len(inside):
             row, length = int(inside[0]), int(breaks[0]) + 1
+            for name, at in (("next_obs", row), ("obs", row + 1)):
+                if not np.isfinite(self._arrays[name, 0][at]).all():
+                    raise DataError(f"{self.path}: array '{name}_0.npy', row {at}: not a finite number")
             hint = (
                 f"episodes seem to have {length} steps: --horizon {length}"
                 if (np.diff(breaks, prepend=-1) == length).all()

@@ -30,8 +30,9 @@ from offmarl.data.formats.base import (
     convention_note,
     dataset_blocks,
     hdf5_keys,
-    naming,
     paid,
+    reading,
+    with_final_rows,
 )
 from offmarl.data.formats.beside import Beside, beside_path, write_beside
 from offmarl.data.hdf5 import created
@@ -72,7 +73,7 @@ class PymarlSource(Source):
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """Open it and read which rows are filled. Raises `DataError` for a damaged file."""
         self.path = path
-        with naming(path):
+        with reading(path):
             self._file = h5py.File(path, "r", locking=False)
             names = [*REQUIRED, *(name for name in ("avail_actions", "state") if name in self._file)]
             self._arrays = {name: array_of(self._file, name, DIMENSIONS[name]) for name in names}
@@ -89,14 +90,12 @@ class PymarlSource(Source):
             variant = "CFCQL" if "probs" in self._file else "ICQ" if "actions_onehot" in self._file else ""
             if variant:
                 notes.append(f"the variant of {variant}")
-            choices = (
-                self._arrays["avail_actions"].shape[3]
-                if "avail_actions" in names
-                else self._file["actions_onehot"].shape[3]
-                if "actions_onehot" in self._file
-                else 1
-                + max(int(self._arrays["actions"][at].max()) for at in range(len(self._arrays["actions"])))
-            )
+            if "avail_actions" in names:
+                choices = self._arrays["avail_actions"].shape[3]
+            elif "actions_onehot" in self._file:
+                choices = array_of(self._file, "actions_onehot", 4).shape[3]
+            else:
+                choices = 1 + max(int(taken.max()) for taken in self._arrays["actions"])
         self.contents = Contents(
             steps=steps,
             obs_widths=(self._arrays["obs"].shape[3],) * n_agents,
@@ -106,7 +105,8 @@ class PymarlSource(Source):
             has_legal="avail_actions" in names,
             padded=True,
             has_agent_reward=self._convention == "sum",
-            horizon=options.horizon or self._arrays["obs"].shape[1] - 1,
+            # A file without final rows has as many columns as its longest episode has steps.
+            horizon=options.horizon or max(self._arrays["obs"].shape[1] - 1, int(steps.max())),
             notes=notes,
         )
 
@@ -142,7 +142,9 @@ class PymarlSource(Source):
         arrays["action"] = np.where(acting[..., None], padded["actions"][..., 0], 0)[inside]
         arrays["terminated"] = terminated[inside]
         arrays["truncated"] = ((time == steps[:, None] - 1) & ~terminated)[inside]
-        return arrays | paid(np.where(acting[..., None], padded["reward"], 0)[inside], self._convention)
+        begin = int(self.contents.steps[:first].sum())
+        rewards = paid(padded["reward"][acting], self._convention, begin)
+        return arrays | {name: with_final_rows(values, steps) for name, values in rewards.items()}
 
     def shown(self, kind: Literal["obs", "action", "state"], agent: int) -> str:
         """The array and its shape."""

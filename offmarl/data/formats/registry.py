@@ -11,9 +11,9 @@ FORMATS = {
     for form in (
         Format("omar", omar.recognise, omar.OmarSource),
         Format("pymarl", pymarl.recognise, pymarl.PymarlSource, pymarl.write),
-        Format("vault", vault.recognise, vault.VaultSource, vault.write, folder=True),
-        Format("minari", minari.recognise, minari.MinariSource, minari.write, folder=True),
-        Format("d3rlpy", d3rlpy.recognise, d3rlpy.D3rlpySource, d3rlpy.write, folder=True),
+        Format("vault", vault.recognise, vault.VaultSource, vault.write, vault.foreign),
+        Format("minari", minari.recognise, minari.MinariSource, minari.write, minari.foreign),
+        Format("d3rlpy", d3rlpy.recognise, d3rlpy.D3rlpySource, d3rlpy.write, d3rlpy.foreign),
     )
 }
 

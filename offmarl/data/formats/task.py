@@ -65,7 +65,17 @@ def resolve_task(env: str, known: EnvSpec | None, options: Mapping[str, Any], so
 
 
 def described_task(env: str, contents: Contents) -> EnvSpec:
-    """A spec made of what the arrays show; agents of equal widths form a group."""
+    """A spec made of what the arrays show; agents of equal widths form a group.
+
+    Raises `UsageError` for a horizon shorter than an episode.
+    """
+    longest = int(contents.steps.max())
+    horizon = contents.horizon or longest
+    if horizon < longest:
+        raise UsageError(
+            f"--horizon {horizon}: episode {int(contents.steps.argmax())} has {longest} steps: --horizon {longest}, "
+            "or leave it out"
+        )
     agents = contents.agents or tuple(f"agent_{i}" for i in range(contents.n_agents))
     groups: dict[tuple[int, int], list[str]] = {}
     widths = list(zip(contents.obs_widths, contents.action_widths, strict=True))
@@ -80,7 +90,7 @@ def described_task(env: str, contents: Contents) -> EnvSpec:
         obs_names=tuple(tuple(f"o{i}" for i in range(width)) for width in contents.obs_widths),
         action_names=tuple(tuple(f"{letter}{i}" for i in range(width)) for width in contents.action_widths),
         state_names=tuple(f"s{i}" for i in range(contents.state_dim)),
-        horizon=contents.horizon or int(contents.steps.max()),
+        horizon=horizon,
         # Copies of the team's reward say nothing of who earned it; equal rewards of the agents' own do.
         shared_reward=contents.shared_reward and contents.has_agent_reward,
         has_agent_reward=contents.has_agent_reward,

@@ -15,7 +15,7 @@ import numpy as np
 
 from offmarl.atomic import replace_folder
 from offmarl.data.catalog import dataset_folder, reference_returns
-from offmarl.data.formats.base import Exported, Format, ReadOptions, Source, TeamReward, naming
+from offmarl.data.formats.base import Exported, Format, ReadOptions, Source, TeamReward, naming, reading
 from offmarl.data.formats.registry import check_recognised, find_exporter, find_format
 from offmarl.data.formats.task import check_dimensions, known_task, resolve_task
 from offmarl.data.schema import array_layout, check_id
@@ -61,7 +61,7 @@ def import_dataset(request: ImportRequest, reporter: Reporter) -> Dataset:
     check_recognised(form, path)
     known = known_task(request.env, request.env_options) if request.env else None
     with ExitStack() as opened:
-        with reporter.bar("look through the files"):
+        with reporter.bar("look through the files"), reading(path):
             source = opened.enter_context(form.open(path, ReadOptions(known, request.horizon, team_reward)))
         spec = _task(request, known, source)
         reporter.say(
@@ -139,11 +139,12 @@ def _copy(source: Source, spec: EnvSpec, writer: Writer, progress: Progress) -> 
         for layout in array_layout(spec).values()
     )
     for first, last in episode_blocks(start, max(1, BLOCK_BYTES // row_bytes)):
-        arrays = source.read(first, last)
         annotations: dict[str, np.ndarray] = {}
-        if beside is not None:
-            arrays = beside.complete(arrays, first, last)
-            annotations = beside.annotations(first, last)
+        with reading(source.path):
+            arrays = source.read(first, last)
+            if beside is not None:
+                arrays = beside.complete(arrays, first, last)
+                annotations = beside.annotations(first, last)
         with naming(source.path):
             writer.append(arrays, steps[first:last] + 1, annotations)
         progress(int(start[last]), int(start[-1]))
@@ -201,10 +202,14 @@ def _write_folder(
 
 
 def _check_target(form: Format, path: Path, overwrite: bool) -> None:
-    """Raise `UsageError` where something stands that must stay."""
+    """Raise `UsageError` where something stands that must stay: only one dataset of the format may go."""
     if not path.exists() or (path.is_dir() and form.folder and not any(path.iterdir())):
         return
     if not overwrite:
         raise UsageError(f"{path} exists: choose another path, or overwrite it")
     if path.is_dir() != form.folder or not form.recognise(path):
         raise UsageError(f"{path} is not in the format {form.name}, and would be lost: choose another path")
+    if form.foreign and (found := form.foreign(path)):
+        raise UsageError(
+            f"{min(found)} is no part of a dataset in the format {form.name}, and would be lost: choose another path"
+        )

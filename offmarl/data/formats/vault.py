@@ -32,18 +32,19 @@ from offmarl.data.formats.base import (
     ends_of,
     last_of_each,
     left_out,
-    naming,
     paid,
+    reading,
     require,
     same_length,
     with_final_rows,
 )
-from offmarl.data.formats.beside import Beside, beside_path, write_beside
+from offmarl.data.formats.beside import NAME, Beside, beside_path, write_beside
 from offmarl.data.store import Dataset
 from offmarl.errors import DataError, UsageError
 from offmarl.reporter import Progress
 
-METADATA = "metadata.json"
+METADATA, MANIFEST = "metadata.json", "manifest.ocdbt"
+PARTS = (METADATA, MANIFEST, "d", NAME)
 VERSION = 1.2  # of the layout that is written; any 1.x is read
 INDEX = "vault_index"  # the number of steps
 LONGEST = 10_000_000_000_000  # declared length of the time axis
@@ -72,7 +73,13 @@ OURS = {  # written as they are, for every step
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a vault, or a folder of vaults."""
-    return ((path / METADATA).exists() and (path / "manifest.ocdbt").exists()) or bool(_uids(path))
+    return _is_vault(path) or bool(_uids(path))
+
+
+def foreign(path: Path) -> list[Path]:
+    """What a folder holds beside one vault; all of it where it is no vault itself, but a folder of vaults."""
+    parts = PARTS if _is_vault(path) else ()
+    return [entry for entry in path.iterdir() if entry.name not in parts]
 
 
 class VaultSource(Source):
@@ -89,7 +96,7 @@ class VaultSource(Source):
         self._context = require("tensorstore", "vault").Context(
             {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
         )
-        with naming(path):
+        with reading(path):
             shapes = self._structure()
             self._length = int(self._open(INDEX).read().result()[0])
             self._arrays = {name: self._open(f"{name}.") for name in shapes if name in REQUIRED | OPTIONAL}
@@ -101,7 +108,7 @@ class VaultSource(Source):
         if found > n_agents:
             notes.append(left_out(n_agents, found))
         self._agents = slice(0, n_agents)
-        with naming(path):
+        with reading(path):
             steps = self._episodes(notes)
             self._shared = self._shared_reward()
             widths = self._widths(steps)
@@ -142,7 +149,7 @@ class VaultSource(Source):
                 values = np.where(np.isneginf(values), np.float32(0), values)
             seen = name not in ("action", "agent_reward")
             arrays[name] = with_final_rows(values, steps, last_of_each(values, steps) if seen else None)
-        rewards = paid(self._values("rewards", begin, end), self._convention)
+        rewards = paid(self._values("rewards", begin, end), self._convention, begin)
         arrays |= {
             name: with_final_rows(values, steps) for name, values in rewards.items() if name not in arrays
         }
@@ -324,7 +331,7 @@ def _create(path: Path, name: str, shape: tuple[int, ...], dtype: str, chunks: t
 
 def _store(path: Path, name: str) -> dict[str, Any]:
     """Where a leaf lies: a Zarr 2 array in one OCDBT store."""
-    base = f"file://{path.absolute()}/"
+    base = {"driver": "file", "path": f"{path.absolute()}/"}  # a file:// address would have to be quoted
     return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": name}}
 
 
@@ -356,8 +363,8 @@ def _uids(path: Path) -> list[str]:
     """Vaults right below `path`."""
     if not path.is_dir():
         return []
-    return sorted(
-        found.parent.name
-        for found in path.glob(f"*/{METADATA}")
-        if (found.parent / "manifest.ocdbt").exists()
-    )
+    return sorted(found.name for found in path.glob("*") if _is_vault(found))
+
+
+def _is_vault(path: Path) -> bool:
+    return (path / METADATA).exists() and (path / MANIFEST).exists()

@@ -12,11 +12,15 @@ from offmarl.envs.base import EnvSpec
 RNG = np.random.default_rng
 
 
-def write_ours(folder: Path, discrete: bool, steps: tuple[int, ...] = (3, 1, 7, 7, 2)) -> Dataset:
+def write_ours(
+    folder: Path,
+    discrete: bool,
+    steps: tuple[int, ...] = (3, 1, 7, 7, 2),
+    agents: tuple[str, ...] = ("agent_10", "agent_2", "scout"),
+) -> Dataset:
     """A dataset with agents of different widths; the discrete one has a state, legal actions and deaths."""
     rng = RNG(int(discrete))
     widths, actions = (5, 3, 4), ((2, 4, 3) if discrete else (2, 1, 2))
-    agents = ("agent_10", "agent_2", "scout")
     spec = EnvSpec(
         id="mixed",
         agents=agents,

@@ -84,6 +84,50 @@ class TestOmar:
         assert "not a finite number" in message
         assert "row 31" in message  # one final row was inserted before it
 
+    @pytest.mark.parametrize(
+        ("changed", "row"), [(("obs_0",), 7), (("next_obs_0",), 6), (("obs_0", "next_obs_0"), 6)]
+    )
+    def test_an_observation_that_is_no_number_is_no_horizon(self, changed, row, folder, refused):
+        for name in changed:
+            values = np.load(folder / f"{name}.npy")
+            values[7 if name == "obs_0" else 6, 3] = np.nan
+            save(folder, name, values)
+        message = refused(folder, "omar", env="mpe_new")
+        assert message.endswith(f"array '{changed[-1]}.npy', row {row}: not a finite number")
+
+    @pytest.mark.parametrize(
+        ("name", "change", "said"),
+        [
+            (
+                "obs_0",
+                lambda _: np.float64(3),
+                "obs_0.npy: expected one array with a row for each transition",
+            ),
+            ("obs_1", lambda values: values.astype(str), "array 'obs_1.npy' holds <U32, expected numbers"),
+            (
+                "rews_0",
+                lambda values: values.astype(complex),
+                "'rews_0.npy' holds complex128, expected numbers",
+            ),
+            ("rews_0", lambda _: np.zeros(75, [("a", "f4")]), "'rews_0.npy' holds [('a', '<f4')], expected"),
+            ("acs_0", lambda _: np.zeros(75, int), "some agents have discrete actions and others continuous"),
+            ("acs_1", lambda _: np.zeros(75, int), "some agents have discrete actions and others continuous"),
+        ],
+    )
+    def test_arrays_of_something_else(self, name, change, said, folder, refused):
+        save(folder, name, change(np.load(folder / f"{name}.npy")))
+        assert said in refused(folder, "omar", env="mpe_new")
+
+    def test_an_archive_under_the_name_of_an_array(self, folder, refused):
+        with open(folder / "obs_1.npy", "wb") as file:
+            np.savez(file, a=np.zeros(3))
+        assert "obs_1.npy: expected one array" in refused(folder, "omar", env="mpe_new")
+
+    def test_agents_that_can_do_nothing(self, folder, refused):
+        for agent in range(3):
+            save(folder, f"acs_{agent}", np.zeros((75, 0)))
+        assert "actions are empty" in refused(folder, "omar", env="mpe_new")
+
     def test_a_folder_of_several_seeds(self, tmp_path, refused):
         for seed in range(2):
             write_omar(tmp_path / "expert" / f"seed_{seed}_data")
@@ -116,6 +160,43 @@ class TestPymarl:
     def test_a_wrong_number_of_dimensions(self, file, refused):
         self.replace(file, "obs", np.ones((3, 7, 10)))
         assert "array 'obs' has shape [3, 7, 10], expected 4 dimensions" in refused(file, "pymarl", env="x")
+
+    @pytest.mark.parametrize(
+        ("name", "values", "said"),
+        [
+            ("reward", np.full((3, 7, 1), b"a"), "array 'reward' holds |S1, expected numbers"),
+            (
+                "obs",
+                np.zeros((3, 7, 2, 5), [("r", "f4")]),
+                "array 'obs' holds [('r', '<f4')], expected numbers",
+            ),
+            ("obs", np.zeros((3, 7, 2, 0)), "observations are empty for all agents (2)"),
+            ("avail_actions", np.zeros((3, 7, 2, 0)), "actions are empty, or all -1, for all agents (2)"),
+        ],
+    )
+    def test_arrays_of_something_else(self, name, values, said, file, refused):
+        self.replace(file, name, values)
+        assert said in refused(file, "pymarl", env="x")
+
+    def test_no_agents(self, file, refused):
+        for name in ("obs", "actions", "avail_actions"):
+            with h5py.File(file) as opened:
+                nobody = opened[name][:, :, :0]
+            self.replace(file, name, nobody)
+        assert "observations are empty for all agents (0)" in refused(file, "pymarl", env="x")
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("actions_onehot", "array 'actions_onehot' has shape [3, 7], expected 4 dimensions"),
+            ("actions_onehot/x", "array 'actions_onehot' is missing"),
+        ],
+    )
+    def test_choices_that_are_not_one_hot(self, name, said, file, refused):
+        self.replace(file, "avail_actions", None)
+        with h5py.File(file, "r+") as opened:
+            opened[name] = np.zeros((3, 7))
+        assert said in refused(file, "pymarl", env="x")
 
     def test_filled_rows_with_a_hole(self, file, refused):
         with h5py.File(file, "r+") as opened:
@@ -177,6 +258,58 @@ class TestVault:
             "array 'observations' has shape [1, 9, 3, 4], mpe_spread has observations of 18 numbers"
             in message
         )
+
+
+class TestD3rlpy:
+    @pytest.fixture
+    def file(self, tmp_path):
+        """Two episodes of three steps."""
+        with h5py.File(tmp_path / "d.h5", "w") as file:
+            file["columns"], file["num_episodes"], file["version"] = ["observations"], 2, "2.1"
+            for number in range(2):
+                for name, width in (("observations", 2), ("actions", 1), ("rewards", 1)):
+                    file[f"{name}_{number}"] = np.zeros((3, width), dtype=np.float32)
+                file[f"terminated_{number}"] = True
+        return tmp_path / "d.h5"
+
+    @pytest.mark.parametrize(
+        ("name", "values", "said"),
+        [
+            ("observations_1", np.zeros((3, 5)), "array 'observations_1' has 5 numbers a step, expected 2"),
+            ("actions_1", np.zeros((3, 2)), "array 'actions_1' has 2 numbers a step, expected 1"),
+            ("observations_1", np.full((3, 2), b"a"), "array 'observations_1' holds |S1, expected numbers"),
+            ("rewards_0", np.zeros((3, 0)), "array 'rewards_0' has shape [3, 0], expected [T, 1]"),
+            ("num_episodes", np.array([1, 2]), "d.h5 is damaged, or was cut short"),
+        ],
+    )
+    def test_arrays_of_something_else(self, name, values, said, file, refused):
+        with h5py.File(file, "r+") as opened:
+            del opened[name]
+            opened[name] = values
+        assert said in refused(file, "d3rlpy", env="x")
+
+    @pytest.mark.parametrize(
+        ("name", "values", "said"),
+        [
+            ("observations", np.zeros((4, 0)), "observations are empty for all agents (1)"),
+            ("rewards", np.zeros((4, 0)), "array 'rewards' has shape [4, 0], expected 4 numbers"),
+            ("terminals", np.zeros((4, 2)), "array 'terminals' has shape [4, 2], expected 4 numbers"),
+            ("episode_terminals", np.zeros(3), "array 'episode_terminals' has shape [3], expected 4 numbers"),
+        ],
+    )
+    def test_a_flat_file_of_something_else(self, name, values, said, tmp_path, refused):
+        flat = {"observations": np.zeros((4, 2)), "actions": np.zeros((4, 1))}
+        flat |= {"rewards": np.zeros(4), "terminals": np.zeros(4), name: values}
+        with h5py.File(tmp_path / "flat.h5", "w") as file:
+            for key, array in flat.items():
+                file[key] = array
+        assert said in refused(tmp_path / "flat.h5", "d3rlpy", env="x")
+
+    def test_a_digit_that_is_no_number(self, file, tmp_path, bring):
+        (tmp_path / "team").mkdir()
+        for name in ("²5.h5", "a_10.h5", "a_9.h5"):
+            shutil.copy(file, tmp_path / "team" / name)
+        assert bring(tmp_path / "team", "d3rlpy", env="x").spec.agents == ("a_9", "a_10", "²5")
 
 
 class TestOthers:
@@ -248,6 +381,16 @@ class TestOthers:
         write_pymarl(tmp_path / "m.h5")
         monkeypatch.setattr(Writer, "append", stop)
         refused(tmp_path / "m.h5", "pymarl", KeyboardInterrupt, env="x")
+
+    def test_a_full_disk_is_not_the_sources_damage(self, tmp_path, refused, monkeypatch):
+        from offmarl.data.writer import Writer
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device", str(tmp_path / "imported"))
+
+        write_pymarl(tmp_path / "m.h5")
+        monkeypatch.setattr(Writer, "append", fail)
+        assert "damaged" not in refused(tmp_path / "m.h5", "pymarl", OSError, env="x")
 
     @pytest.mark.parametrize(("form", "package"), [("vault", "tensorstore"), ("minari", "minari")])
     def test_a_missing_package_is_one_line(self, form, package, mixed, tmp_path, refused, monkeypatch):

@@ -1,5 +1,6 @@
 """What other programs wrote is read as they meant it; what is read nowhere is said."""
 
+import h5py
 import numpy as np
 import pytest
 from foreign import vault_experience, write_omar, write_pymarl, write_vault
@@ -7,6 +8,7 @@ from foreign import vault_experience, write_omar, write_pymarl, write_vault
 from offmarl.data.store import Dataset
 from offmarl.data.validate import validate
 from offmarl.envs.registry import make
+from offmarl.errors import UsageError
 
 
 def rows(dataset: Dataset, name: str) -> np.ndarray:
@@ -80,6 +82,13 @@ class TestOmar:
         dataset = bring(tmp_path / "d", "omar", env="mpe_spread_omar", team_reward="copy")
         assert "agent_reward" not in dataset.card.arrays
         np.testing.assert_allclose(rows(dataset, "team_reward")[acting(dataset)], arrays["rews_0"], rtol=1e-6)
+
+    def test_rewards_that_differ_are_no_copies(self, bring, tmp_path):
+        arrays = write_omar(tmp_path / "d", shared=True)
+        arrays["rews_1"][30] = 7.5
+        np.save(tmp_path / "d" / "rews_1.npy", arrays["rews_1"])
+        with pytest.raises(UsageError, match=r"at step 30 .* differ \(.*7\.5.*\).*--team-reward sum"):
+            bring(tmp_path / "d", "omar", env="mpe_spread_omar", team_reward="copy")
 
     def test_an_unknown_task_is_described_by_the_arrays(self, bring, tmp_path):
         write_omar(tmp_path / "d", rows=24, horizon=6, widths=(4, 3, 4), done=True)
@@ -166,6 +175,26 @@ class TestPymarl:
         assert np.diff(dataset.episode_start).tolist() == [5, 3]
         np.testing.assert_array_equal(rows(dataset, "obs")[5:], arrays["obs"][2, :3])
         assert "1 episodes without a step" in notes(dataset)
+
+    def test_a_file_without_final_rows_has_a_longer_horizon(self, bring, tmp_path):
+        write_pymarl(tmp_path / "m.h5", steps=(6, 6, 6), won=(0, 0, 0))
+        with h5py.File(tmp_path / "m.h5", "r+") as file:
+            file["terminated"][:, 6] = 1  # in the last of 7 filled rows
+        dataset = bring(tmp_path / "m.h5", "pymarl", env="smac_new")
+        assert np.diff(dataset.episode_start).tolist() == [8, 8, 8]
+        assert dataset.spec.horizon == 7
+
+    def test_copies_of_the_teams_reward_are_counted_in_steps(self, bring, tmp_path):
+        arrays = write_pymarl(tmp_path / "m.h5")
+        rewards = np.repeat(arrays["reward"], 2, axis=2)
+        rewards[2, 1, 1] += 1  # step 1 behind episodes of 4 and 6
+        with h5py.File(tmp_path / "m.h5", "r+") as file:
+            del file["reward"]
+            file["reward"] = rewards
+        with pytest.raises(UsageError, match=r"at step 11 .* differ"):
+            bring(tmp_path / "m.h5", "pymarl", env="smac_new", team_reward="copy")
+        shares = bring(tmp_path / "m.h5", "pymarl", env="smac_new", team_reward="sum")
+        np.testing.assert_array_equal(rows(shares, "agent_reward")[5:11], rewards[1, :6])
 
 
 class TestVault:
@@ -358,8 +387,6 @@ class TestD3rlpy:
         assert np.flatnonzero(rows(dataset, "truncated")).tolist() == [8]
 
     def test_a_flat_file_of_version_1(self, bring, tmp_path):
-        import h5py
-
         rng = np.random.default_rng(2)
         actions = rng.integers(4, size=9)
         with h5py.File(tmp_path / "old.h5", "w") as file:

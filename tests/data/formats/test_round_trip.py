@@ -1,5 +1,6 @@
 """Ours -> theirs -> ours is exact, and the real libraries find in between what they should."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from foreign import write_ours
 
 from offmarl.data import hdf5
 from offmarl.data.formats.transfer import export_dataset
@@ -182,6 +184,97 @@ def test_nothing_that_stands_is_lost(form, ours, tmp_path):
     export_dataset(ours, form, tmp_path / "theirs", True, Silent())
     expected = {"notes", "theirs", "theirs.offmarl.h5"} if form == "pymarl" else {"notes", "theirs"}
     assert set(os.listdir(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("form", ["vault", "minari", "d3rlpy"])
+def test_a_folder_that_holds_something_else_too_is_not_replaced(form, ours, tmp_path):
+    target = tmp_path / "theirs"
+    export_dataset(ours, form, target, False, Silent())
+    (target / "models").mkdir()
+    with pytest.raises(UsageError, match=r"theirs/models is no part of .* would be lost"):
+        export_dataset(ours, form, target, True, Silent())
+    (target / "models").rmdir()
+    with h5py.File(target / "results.h5", "w") as file:
+        file["score"] = 3.0
+    with pytest.raises(UsageError, match=r"theirs/results\.h5 is no part of"):
+        export_dataset(ours, form, target, True, Silent())
+    with h5py.File(target / "results.h5") as file:
+        assert file["score"][()] == 3.0
+
+
+def test_a_file_among_minaris_own_is_not_lost(ours, tmp_path):
+    export_dataset(ours, "minari", tmp_path / "theirs", False, Silent())
+    (tmp_path / "theirs" / "data" / "diary.txt").write_text("precious")
+    with pytest.raises(UsageError, match=r"theirs/data/diary\.txt is no part of"):
+        export_dataset(ours, "minari", tmp_path / "theirs", True, Silent())
+
+
+def test_a_folder_of_vaults_is_not_replaced_by_one(ours, tmp_path):
+    for uid in ("Good", "d"):  # d: as the folder inside a vault is called
+        export_dataset(ours, "vault", tmp_path / f"{uid}.vlt" / uid, False, Silent())
+        with pytest.raises(UsageError, match=f"{uid}.vlt/{uid} is no part of"):
+            export_dataset(ours, "vault", tmp_path / f"{uid}.vlt", True, Silent())
+        export_dataset(ours, "vault", tmp_path / f"{uid}.vlt" / uid, True, Silent())
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "half%41", "bad%zz", "ha#sh", "wh?y", "[1]"])
+def test_a_vault_lies_where_it_was_asked_for(name, ours, bring, tmp_path):
+    export_dataset(ours, "vault", tmp_path / "vaults" / name, False, Silent())
+    assert os.listdir(tmp_path / "vaults") == [name]
+    assert_equal(ours, bring(tmp_path / "vaults" / name, "vault"))
+
+
+@pytest.mark.parametrize(
+    "agents",
+    [
+        ("猫", "犬", "é"),
+        ("a b", "a_b", "0_a_b"),
+        ("A", "a", "b"),  # one file where the disk does not tell them apart
+        ("offmarl", "b", "c"),
+        ("x_offmarl", "b", "a"),
+        ("", ".", "a/b"),
+    ],
+)
+@pytest.mark.parametrize("form", ["vault", "d3rlpy"])
+def test_agents_may_have_any_names(form, agents, bring, tmp_path):
+    ours = write_ours(tmp_path / "ours", True, agents=agents)
+    export_dataset(ours, form, tmp_path / "theirs", False, Silent())
+    assert_equal(ours, bring(tmp_path / "theirs", form))
+    if form == "d3rlpy":
+        assert len(os.listdir(tmp_path / "theirs")) == 4
+
+
+@pytest.mark.parametrize("agent", ["team/0", "", "."])
+def test_names_that_minari_cannot_hold(agent, tmp_path):
+    ours = write_ours(tmp_path / "ours", True, agents=("a", agent, "b"))
+    with pytest.raises(UsageError, match=f"agent '{agent}'.*export to vault or d3rlpy"):
+        export_dataset(ours, "minari", tmp_path / "theirs", False, Silent())
+    assert os.listdir(tmp_path) == ["ours"]
+
+
+def test_the_order_of_agents_in_minari(bring, tmp_path):
+    from offmarl.data.formats.base import ReadOptions
+    from offmarl.data.formats.minari import MinariSource
+
+    agents = ("zeb", "agent_10", "agent_2")  # gymnasium sorts them: agent_10, agent_2, zeb
+    ours = write_ours(tmp_path / "ours", True, agents=agents)
+    path = tmp_path / "theirs"
+    export_dataset(ours, "minari", path, False, Silent())
+    (path / "offmarl.h5").unlink()
+    back = bring(path, "minari", env="mixed")
+    assert back.spec.agents == agents
+    for name in ours.card.arrays:
+        before, after = (one.read_numpy(name, 0, one.card.rows) for one in (ours, back))
+        np.testing.assert_array_equal(before, after, err_msg=name)
+
+    metadata = json.loads((path / "data" / "metadata.json").read_text())
+    assert metadata.pop("offmarl_agents") == list(agents)
+    (path / "data" / "metadata.json").write_text(json.dumps(metadata))  # as somebody else writes it
+    assert MinariSource(path, ReadOptions(known=ours.spec)).contents.agents == agents
+    guessed = MinariSource(path, ReadOptions()).contents
+    assert guessed.agents == ("agent_2", "agent_10", "zeb")
+    assert guessed.obs_widths == (4, 3, 5)
+    assert any("order of the agents is not known" in note for note in guessed.notes)
 
 
 @pytest.mark.parametrize("form", FORMATS)

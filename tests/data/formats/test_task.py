@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from foreign import vault_experience, write_omar, write_vault
+from foreign import vault_experience, write_omar, write_pymarl, write_vault
 
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.data.collect import collect
@@ -95,6 +95,13 @@ def test_an_export_knows_its_task(bring, mixed, tmp_path):
     with pytest.raises(UsageError, match="was exported from mixed, not from mpe_spread"):
         bring(tmp_path / "theirs", "vault", env="mpe_spread")
     assert bring(tmp_path / "theirs", "vault", env="mixed").spec == mixed[True].spec
+
+
+def test_a_horizon_shorter_than_an_episode(bring, tmp_path):
+    write_pymarl(tmp_path / "m.h5")
+    with pytest.raises(UsageError, match="--horizon 2: episode 1 has 6 steps: --horizon 6, or leave it out"):
+        bring(tmp_path / "m.h5", "pymarl", env="new", horizon=2)
+    assert bring(tmp_path / "m.h5", "pymarl", env="new", horizon=8).spec.horizon == 8
 
 
 def test_longer_episodes_than_the_task_allows(bring, tmp_path):
