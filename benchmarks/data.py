@@ -40,10 +40,13 @@ def make_dataset(folder: Path, transitions: int) -> Dataset:
             rows = episodes * (HORIZON + 1)
             truncated = np.zeros((episodes, HORIZON + 1), dtype=np.uint8)
             truncated[:, -2] = 1
+            last = slice(HORIZON, None, HORIZON + 1)  # final observations: no action, no reward
             agent_reward = numbers.standard_normal((rows, N_AGENTS), dtype=np.float32)
+            action = numbers.uniform(-1, 1, (rows, N_AGENTS, ACTION)).astype(np.float32)
+            agent_reward[last], action[last] = 0, 0
             arrays = {
                 "obs": numbers.standard_normal((rows, N_AGENTS, OBS), dtype=np.float32),
-                "action": numbers.uniform(-1, 1, (rows, N_AGENTS, ACTION)).astype(np.float32),
+                "action": action,
                 "team_reward": agent_reward.sum(1),
                 "agent_reward": agent_reward,
                 "terminated": np.zeros(rows, dtype=np.uint8),

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -314,8 +315,7 @@ def export(
 
     terminal = Terminal(as_json)
     source, folder = find_run(run), out or Path("policy")
-    if run is None:
-        terminal.say(f"run: {source.id} (the latest; name another to choose it)")
+    say_which(terminal, "run", run, source.id, argument=True)
     with terminal.bar("export"):
         about = export_run(source, form, folder, seed, overwrite)
     terminal.line(f"seed {about['seed']} after {about['steps']:,} updates; acts as the run does, to 1e-5")
@@ -435,8 +435,10 @@ app.add(example="offmarl doctor")(doctor)
 
 def main() -> None:
     """Run the command line; errors are one line on standard error."""
-    sys.path.append(os.getcwd())  # where people keep modules of their own that they name
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII gets ? for ±
     try:
+        sys.path.append(_current_folder())  # where people keep modules of their own that they name
         code = app(prog_name="offmarl", standalone_mode=False)
         if code == STOPPED:  # the parser turns Ctrl-C into this code
             raise StoppedError("stopped")
@@ -451,6 +453,14 @@ def main() -> None:
         _exit_if_out_of_memory(error)
         raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _current_folder() -> str:
+    """Where the command was given. Raises `UsageError` where somebody has removed it meanwhile."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder does not exist any more: cd to another") from error
 
 
 def _exit_if_usage(error: Exception) -> None:

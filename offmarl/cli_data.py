@@ -8,6 +8,7 @@ import typer
 from offmarl.cli_commands import Commands
 from offmarl.cli_options import Json, Out, Overwrite, Settings, command_line, say_which
 from offmarl.console import Terminal
+from offmarl.errors import UsageError
 from offmarl.settings import parse_settings
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def data_info(dataset: DatasetArgument = None, as_json: Json = False) -> None:
 
     terminal = Terminal(as_json)
     source = find_dataset(dataset)
-    say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id, argument=True)
     print_dataset(terminal, source)
     terminal.line(f"folder {source.folder}")
 
@@ -77,7 +78,7 @@ def data_validate(dataset: DatasetArgument = None, as_json: Json = False) -> Non
 
     terminal = Terminal(as_json)
     source = find_dataset(dataset)
-    say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id, argument=True)
     with terminal.bar("validate") as progress:
         problems = validate(source, progress)
     for problem in problems:
@@ -108,7 +109,7 @@ def data_export(
 
     terminal = Terminal(as_json)
     source = find_dataset(dataset)
-    say_which(terminal, "dataset", dataset, source.card.id)
+    say_which(terminal, "dataset", dataset, source.card.id, argument=True)
     written = export_dataset(source, form, path, overwrite, terminal)
     for note in written.notes:
         terminal.line(note)
@@ -195,6 +196,9 @@ def data_download(
         )
         _print_imported(terminal, dataset, out)
         return
+    for flag, given in (("--name", name), ("--env", env), ("--out", out), ("--overwrite", overwrite)):
+        if given:
+            raise UsageError(f"{flag} needs NAME, the dataset to fetch: offmarl data download lists them")
     known = published()
     rows: dict[tuple[str, str], list[str]] = {}  # one an archive
     for one in known:

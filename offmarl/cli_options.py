@@ -36,10 +36,11 @@ MarkdownTables = Annotated[
 ]
 
 
-def say_which(terminal: Terminal, kind: str, given: str | None, used: str) -> None:
-    """Name what was chosen where the person did not."""
+def say_which(terminal: Terminal, kind: str, given: str | None, used: str, *, argument: bool = False) -> None:
+    """Name what was chosen where the person did not: by an option `--kind`, or by an `argument`."""
     if given is None:
-        terminal.say(f"{kind}: {used} (the latest; choose another with --{kind})")
+        how = "name another to choose it" if argument else f"choose another with --{kind}"
+        terminal.say(f"{kind}: {used} (the latest; {how})")
 
 
 def command_line() -> str:
@@ -54,7 +55,7 @@ def usable_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # 'meta' makes tensors too, but computes nothing
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: not usable here; try cpu, or auto") from error
     return name

@@ -14,6 +14,8 @@ def own_class(kind: str, target: str, base: type[Base]) -> type[Base]:
     Raises `UsageError` saying which part of `target` is not there, or of what the class has to be a subclass.
     """
     module, _, name = target.partition(":")
+    if not name or not all(module.split(".")):
+        raise UsageError(f"{kind} '{target}': expected module:Class, for example my_module:MyClass")
     try:
         found = getattr(import_module(module), name)
     except ImportError as error:

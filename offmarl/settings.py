@@ -21,6 +21,16 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 
+def parse_yaml(text: str) -> Any:
+    """Read YAML. Raises `ValueError`, in one line, for a text that is none, or a value that does not fit its tag."""
+    try:
+        return yaml.safe_load(text)
+    except (
+        Exception
+    ) as error:  # of 2020-13-45 or `!!bool maybe` PyYAML says what Python says, and not as a YAMLError
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 def parse_settings(assignments: Iterable[str], sections: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Turn `["env.agents=8", "learner.alpha=5"]` into `{"env": {"agents": 8}, "learner": {"alpha": 5}}`.
 
@@ -38,10 +48,9 @@ def parse_settings(assignments: Iterable[str], sections: Iterable[str]) -> dict[
         if section not in parsed:
             raise unknown_name("section of --set", section, sections)
         try:
-            parsed[section][name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = " ".join(str(error).split())
-            raise UsageError(f"--set {assignment!r}: the value is not valid YAML ({problem})") from error
+            parsed[section][name] = parse_yaml(text)
+        except ValueError as error:
+            raise UsageError(f"--set {assignment!r}: the value is not valid YAML ({error})") from error
     return parsed
 
 

@@ -1,6 +1,7 @@
 """The commands as a person types them, on data so small that a run takes seconds."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,32 @@ def test_data_commands(collected, succeed):
     assert succeed("data validate") == {"dataset": DATASET, "valid": True, "problems": []}
 
 
+def test_commands_say_how_another_dataset_is_chosen(collected, offmarl, tmp_path):
+    for command in ("info", "validate", f"export --format minari --out {tmp_path / 'theirs'}"):
+        done = offmarl(f"data {command}")
+        assert done.returncode == 0, done.stderr
+        assert f"dataset: {DATASET} (the latest; name another to choose it)" in done.stderr
+    assert "choose another with --dataset" in offmarl("train --rewards mean --learner nope").stderr
+
+
+def test_a_terminal_of_ascii(collected, home):
+    asked = [sys.executable, "-m", "offmarl", "data", "info"]
+    ascii_only = {**os.environ, "OFFMARL_HOME": str(home), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, env=ascii_only)
+    assert (done.returncode, " ? " in done.stdout) == (0, True), done.stderr
+
+
+def test_a_folder_that_was_removed(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "offmarl: the current folder does not exist any more: cd to another\n"
+
+
 def test_envs_lists_every_task(succeed):
     listed = {entry["id"] for entry in succeed("envs")["envs"]}
     assert {
@@ -134,6 +161,10 @@ def test_every_result_can_go_elsewhere(collected, home, tmp_path, succeed):
         (f"train --dataset {DATASET} --rewards mean --set train.batch_size=1000000", "larger than the data"),
         ("evaluate --run nothing/here", "unknown run"),
         ("train --device tpu9", "--device tpu9"),
+        ("train --device meta", "--device meta: not usable here"),
+        (f"decompose --dataset {DATASET} --method :", "expected module:Class"),
+        ("collect --env mpe_spread --set env.agents=2020-13-45", "month must be in 1..12"),
+        ("data download --name a/b-v0", "--name needs NAME"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(trained, home, command, message, offmarl):

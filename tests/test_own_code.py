@@ -21,6 +21,9 @@ def test_a_class_is_found_by_its_module():
     [
         (lambda: decomposer_class("no_such_module:Mine"), "cannot import 'no_such_module'"),
         (lambda: decomposer_class("offmarl.credit.base:Mine"), "'offmarl.credit.base' has no 'Mine'"),
+        (lambda: decomposer_class(":"), "':': expected module:Class"),
+        (lambda: decomposer_class("json:"), "'json:': expected module:Class"),
+        (lambda: decomposer_class(".json:Mine"), "'.json:Mine': expected module:Class"),
         (
             lambda: decomposer_class("offmarl.learners.bc:BC"),
             "not a subclass of offmarl.credit.base.Decomposer",

@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -36,8 +37,12 @@ def test_configured_values_take_the_declared_types():
         ("learner.alpha=.nan", "finite"),
         ("learner.hidden=[1, two]", "learner.hidden.1='two'"),
         ("learner.alpha=[", "not valid YAML"),
+        ("learner.alpha=2020-13-45", "not valid YAML (month must be in 1..12)"),
+        ("learner.alpha=!!int foo", "not valid YAML"),
+        ("learner.alpha=!!bool maybe", "not valid YAML"),
+        ("learner.alpha=!!float", "not valid YAML"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(assignment, message):
-    with pytest.raises(UsageError, match=message.replace("[", r"\[").replace(".", r"\.")):
+    with pytest.raises(UsageError, match=re.escape(message)):
         configure(Example, parse_settings([assignment], ["env", "learner"])["learner"], "learner")

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
 from offmarl.errors import UsageError
+from offmarl.settings import parse_yaml
 
 EXAMPLE = "expected lines such as 'x0: agent_0', '*.prey.*: nobody'"
 
@@ -16,12 +15,11 @@ def read_owner(path: Path) -> dict[str, str]:
     there or is not such a map.
     """
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--owner {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise UsageError(f"--owner {path}: neither YAML nor JSON ({problem})") from error
+    except ValueError as error:
+        raise UsageError(f"--owner {path}: neither YAML nor JSON ({error})") from error
     if not isinstance(given, dict) or not given:
         found = "nothing" if not given else f"a {type(given).__name__}"
         raise UsageError(f"--owner {path}: the file holds {found}; {EXAMPLE}")

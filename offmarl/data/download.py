@@ -4,6 +4,8 @@
 that stops goes on where it stopped. Only the part that was asked for is unpacked, imported and removed again.
 """
 
+import gzip
+import lzma
 import os
 import shutil
 import stat
@@ -13,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,17 +23,19 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from offmarl.atomic import fsync_folder, write_json, write_text
-from offmarl.data.catalog import catalogue_folder
+from offmarl.data.catalog import catalogue_folder, dataset_folder
 from offmarl.data.formats.transfer import ImportRequest, import_dataset
+from offmarl.data.schema import check_id
 from offmarl.data.store import Dataset
 from offmarl.data.validate import sha256
+from offmarl.data.writer import check_free
 from offmarl.errors import DataError, unknown_name
 from offmarl.home import offmarl_home
 from offmarl.reporter import Progress, Reporter
+from offmarl.settings import parse_yaml
 from offmarl.stored_json import read_object
 
 TABLE_NAME = "published.yaml"
@@ -38,6 +43,15 @@ CHECKSUMS_NAME = "checksums.json"
 BLOCK_BYTES = 1 << 20
 TIMEOUT = 60.0  # seconds without an answer
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+ARCHIVE_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    RuntimeError,  # of zipfile: a member that calls itself encrypted, or packed in a way that nobody knows
+)
 
 
 class _Entry(BaseModel):
@@ -89,8 +103,8 @@ def published(table: Path | None = None) -> list[Published]:
     """All datasets of the table, in its order. Raises `DataError` for a table that cannot be read."""
     path = table or catalogue_folder() / TABLE_NAME
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        entries = TypeAdapter(list[_Entry]).validate_python(parse_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError too
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{path} is no table of published datasets: {reason}") from error
     return [
@@ -127,9 +141,12 @@ def download_dataset(
     """Fetch, check, unpack and import a published dataset.
 
     Raises `DataError` where it cannot be fetched, which says what to do by hand, and for a wrong checksum or a
-    damaged archive; what was downloaded before is kept.
+    damaged archive; what was downloaded before is kept. Raises `UsageError`, before anything is fetched, for a bad
+    id, and where something stands that may not be overwritten.
     """
     entry = wanted.entry
+    dataset_id = check_id(name or wanted.id)
+    check_free(Path(os.path.abspath(out or dataset_folder(dataset_id))), overwrite)
     if entry.url is None:
         raise DataError(
             f"{wanted.name} lies behind a page that only a person can pass: fetch {entry.page}, unpack it, then: "
@@ -144,7 +161,7 @@ def download_dataset(
         request = ImportRequest(
             path,
             entry.format,
-            name or wanted.id,
+            dataset_id,
             env=env or entry.env,
             out=out,
             overwrite=overwrite,
@@ -158,15 +175,18 @@ def download_dataset(
                 "licence": entry.licence,
             },
         )
-        return import_dataset(request, reporter)
+        dataset = import_dataset(request, reporter)
+    if entry.sha256 is None and _recorded(entry.url) is None:
+        reporter.say(f"its publisher gives no checksum; recorded for later downloads: sha256 {digest}")
+        _record(entry.url, digest, archive.stat().st_size)
+    return dataset
 
 
 def _fetched(wanted: Published, archive: Path, reporter: Reporter) -> str:
     """Make sure that the archive is here and is what it should be; its sha256."""
     entry = wanted.entry
     assert entry.url is not None
-    recorded = _recorded(entry.url)
-    expected = entry.sha256 or recorded
+    expected = entry.sha256 or _recorded(entry.url)
     if archive.exists():
         reporter.say(f"{archive} is here already")
         digest = sha256(archive)
@@ -196,9 +216,6 @@ def _fetched(wanted: Published, archive: Path, reporter: Reporter) -> str:
         raise DataError(
             f"{entry.url}: sha256 is {digest}, {whose} {expected}: it is damaged, or its publisher changed it; {kept}"
         )
-    if expected is None:
-        reporter.say(f"its publisher gives no checksum; recorded for later downloads: sha256 {digest}")
-        _record(entry.url, digest, archive.stat().st_size)
     return digest
 
 
@@ -289,8 +306,9 @@ def _unpack_part(archive: Path, folder: Path, wanted: Published, progress: Progr
             for done, name in enumerate(chosen, 1):
                 opened.unpack(name, folder)
                 progress(done, len(chosen))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive} is damaged ({error}): remove it to fetch it again") from error
+    except ARCHIVE_DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{archive} is damaged ({reason}): remove it to fetch it again") from error
     return folder / root
 
 

@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 FORMAT = "offmarl"  # root attribute of every data.h5
 CARD_NAME = "dataset.json"
 DATA_NAME = "data.h5"
+NUMBERS = "biuf"  # kinds of dtypes: flags, integers and floats
 ID_GRAMMAR = re.compile(r"(?:[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*/)+[A-Za-z0-9_]+(?:[-.][A-Za-z0-9_]+)*-v\d+")
 
 
@@ -176,9 +177,13 @@ def stored_arrays(
             raise DataError(
                 f"array '{name}' has shape {list(values.shape)}, expected {[rows, *expected.shape]}"
             )
+        if values.dtype.kind not in NUMBERS:
+            raise DataError(f"array '{name}' holds {values.dtype}, expected numbers")
         stored = values.astype(expected.dtype)
         if expected.dtype != "float32" and not np.array_equal(stored, values):
-            row = int(np.flatnonzero((stored != values).reshape(rows, -1).any(axis=1))[0])
-            raise DataError(f"array '{name}', row {row}: {values[row]} is not a {expected.dtype}")
+            where = np.argwhere(stored != values)[0]
+            raise DataError(
+                f"array '{name}', row {where[0]}: {values[tuple(where)]} is not a {expected.dtype}"
+            )
         converted[name] = stored
     return converted

@@ -309,7 +309,7 @@ def _check_array(path: Path, file: h5py.File, name: str, shape: tuple[int, ...],
         raise DataError(f"{path} is damaged at array '{name}': {error}") from error
     if not isinstance(array, h5py.Dataset):
         raise DataError(f"{path}: array '{name}' is missing")
-    if array.shape != shape or array.dtype != np.dtype(dtype):
+    if array.shape != shape or str(array.dtype) != dtype:
         raise DataError(
             f"{path}: array '{name}' is {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}"
         )

@@ -43,7 +43,8 @@ def validate(dataset: "Dataset", progress: Progress | None = None) -> list[Probl
     """Read all of `dataset`, block by block, and list what is wrong with it; an empty list is a clean bill.
 
     Checked: the file's sha256 and its chunks' checksums, order and length of episodes, end flags, finite
-    numbers, actions in range and legal, team reward against the sum of the agents'. `progress` counts rows.
+    numbers, actions in range and legal, team reward against the sum of the agents', zeros where there is nothing
+    to store. `progress` counts rows.
     """
     problems: dict[tuple[str, str], Problem] = {}
 
@@ -61,7 +62,7 @@ def validate(dataset: "Dataset", progress: Progress | None = None) -> list[Probl
             )
             report(Problem(DATA_NAME, None, message))
     start = dataset.episode_start.numpy()
-    for problem in episode_problems(start):
+    for problem in episode_problems(dataset.card.env, start):
         report(problem)
     if (np.diff(start) < 1).any():
         return list(problems.values())  # rows cannot be told apart into episodes: nothing more can be said
@@ -109,8 +110,8 @@ def episode_blocks(episode_start: np.ndarray, rows: int) -> Iterator[tuple[int, 
         first = last
 
 
-def episode_problems(episode_start: np.ndarray) -> Iterator[Problem]:
-    """Check that episodes lie one after another, each with a step and a final observation."""
+def episode_problems(spec: EnvSpec, episode_start: np.ndarray) -> Iterator[Problem]:
+    """Check that episodes lie one after another, each with a step, a final observation and an end in time."""
     if episode_start[0] != 0:
         yield Problem("episode_start", None, f"the first episode starts at row {episode_start[0]}, not at 0")
     length = np.diff(episode_start)
@@ -122,6 +123,15 @@ def episode_problems(episode_start: np.ndarray) -> Iterator[Problem]:
             f"(rows {episode_start[episode]} to {episode_start[episode + 1]})"
         )
         yield Problem("episode_start", int(episode_start[episode]), message, len(short))
+        return  # with these lengths nothing more can be said
+    long = np.flatnonzero(length - 1 > spec.horizon)
+    if len(long):
+        episode = int(long[0])
+        message = (
+            f"longer than the horizon of {spec.horizon}: episode {episode} has {length[episode] - 1} steps; give "
+            f"the task a horizon of {length.max() - 1}, or cut the episodes"
+        )
+        yield Problem("episode_start", int(episode_start[episode]), message, len(long))
 
 
 def row_problems(
@@ -171,6 +181,8 @@ def row_problems(
             yield Problem("state", first_row + row, message, count)
     if "action" in arrays:
         yield from _action_problems(spec, arrays, final, first_row)
+    if finite and "obs" in arrays:
+        yield from _padding_problems(spec, arrays["obs"], first_row)
     if finite and "agent_reward" in arrays and "team_reward" in arrays:
         agent = arrays["agent_reward"].astype(np.float64)
         difference = np.abs(agent.sum(axis=1) - arrays["team_reward"])
@@ -184,6 +196,8 @@ def row_problems(
                 f"against {agent[row].sum():.6g}"
             )
             yield Problem("team_reward", first_row + row, message, count)
+    if finite:
+        yield from _last_row_problems(arrays, episode_start[1:] - 1, first_row)
 
 
 def _action_problems(
@@ -214,3 +228,33 @@ def _action_problems(
             rows, agents = np.nonzero(illegal)
             message = f"illegal action taken: agent {agents[0]} took {action[rows[0], agents[0]]}"
             yield Problem("action", first_row + int(rows[0]), message, len(np.unique(rows)))
+
+
+def _padding_problems(spec: EnvSpec, obs: np.ndarray, first_row: int) -> Iterator[Problem]:
+    """Check that behind what a narrower agent observes there are zeros."""
+    for agent, names in enumerate(spec.obs_names):
+        padding = obs[:, agent, len(names) :]  # [R, O - width]
+        if padding.any():
+            row, entry = np.argwhere(padding)[0]
+            count = int(padding.any(axis=1).sum())
+            message = (
+                f"padding must be 0: agent {agent} observes {len(names)} numbers, behind them stands "
+                f"{padding[row, entry]}"
+            )
+            yield Problem("obs", first_row + int(row), message, count)
+
+
+def _last_row_problems(
+    arrays: Mapping[str, np.ndarray], last_rows: np.ndarray, first_row: int
+) -> Iterator[Problem]:
+    """Check that the last row of an episode, which holds its final observation, holds no action and no reward."""
+    for name in ("action", "team_reward", "agent_reward"):
+        if name in arrays and arrays[name][last_rows].any():
+            values = arrays[name][last_rows].reshape(len(last_rows), -1)
+            episode, entry = np.argwhere(values)[0]
+            count = int(values.any(axis=1).sum())
+            message = (
+                f"must be 0 in the last row of an episode, which is for the final observation: "
+                f"{values[episode, entry]}"
+            )
+            yield Problem(name, first_row + int(last_rows[episode]), message, count)

@@ -32,6 +32,7 @@ from offmarl.data.returns import episode_statistics
 from offmarl.data.schema import (
     CARD_NAME,
     DATA_NAME,
+    NUMBERS,
     DatasetCard,
     StoredArray,
     check_id,
@@ -82,12 +83,7 @@ class Writer:
         """
         self._set_up(Path(folder), spec, overwrite)
         check_id(id)
-        for standing in (self.folder, self.partial):
-            check_replaceable(standing)
-        if self.folder.exists() and not overwrite:
-            raise UsageError(f"{self.folder} exists: choose another name, or overwrite it")
-        if self.partial.exists() and not overwrite:
-            raise UsageError(f"{self.partial} holds an unfinished collection: resume it, or overwrite it")
+        check_free(self.folder, overwrite)
         with self._writing():
             (self.partial / PARTS).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.partial)
@@ -181,18 +177,24 @@ class Writer:
 
         `arrays` [n, ...] holds the rows of all of them one after another, `lengths` the rows of each (T + 1:
         the last row has the final observation, zero action and reward), `annotations` [episodes, ...]
-        facts hidden from learners. Raises `DataError` naming the array and the row for anything that
+        facts hidden from learners, as numbers. Raises `DataError` naming the array and the row for anything that
         `validate` would refuse, and for a disk that is full.
         """
         if self._card.complete:
             raise UsageError(f"{self.partial} is complete: close it")
         length = np.asarray(lengths, dtype=np.int64)
+        if length.ndim != 1:
+            raise DataError(f"lengths have shape {list(length.shape)}, expected the rows of each episode")
         start = np.concatenate([[0], np.cumsum(length)])
         converted = stored_arrays(self.spec, arrays, int(start[-1]))
         noted = {name: np.ascontiguousarray(values) for name, values in (annotations or {}).items()}
+        problems = [
+            *episode_problems(self.spec, start),
+            *row_problems(self.spec, converted, start, self.rows),
+        ]
+        if problems:
+            raise DataError(f"rows refused: {problems[0]}")
         self._check_template(converted, noted, len(length))
-        for problem in [*episode_problems(start), *row_problems(self.spec, converted, start, self.rows)]:
-            raise DataError(f"rows refused: {problem}")
         self._arrays.append(converted)
         self._annotations.append(noted)
         self._lengths.append(length)
@@ -325,8 +327,14 @@ class Writer:
     def _check_template(
         self, arrays: Mapping[str, np.ndarray], annotations: Mapping[str, np.ndarray], episodes: int
     ) -> None:
-        """Hold every `append` to the arrays and annotations of the first."""
+        """Hold every `append` to the arrays and annotations of the first, and annotations to what can be stored."""
         for name, values in annotations.items():
+            if "/" in name or name in ("", "."):
+                raise DataError(
+                    f"annotation '{name}' cannot be stored under this name: use letters, digits, _"
+                )
+            if values.dtype.kind not in NUMBERS:
+                raise DataError(f"annotation '{name}' holds {values.dtype}, expected numbers")
             if len(values) != episodes:
                 raise DataError(f"annotation '{name}' has {len(values)} entries for {episodes} episodes")
         if self._template is None and self._parts:
@@ -359,6 +367,17 @@ class Writer:
             Path(self._lock.name).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise `UsageError` where a dataset or an unfinished one stands and may not be overwritten, or something else."""
+    partial = partial_folder(folder)
+    for standing in (folder, partial):
+        check_replaceable(standing)
+    if folder.exists() and not overwrite:
+        raise UsageError(f"{folder} exists: choose another name, or overwrite it")
+    if partial.exists() and not overwrite:
+        raise UsageError(f"{partial} holds an unfinished collection: resume it, or overwrite it")
 
 
 def check_replaceable(folder: Path) -> None:

@@ -4,6 +4,7 @@ Shapes: E copies, N agents, O observation (widest agent), A action dimensions, K
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -63,6 +64,15 @@ class EnvSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "EnvSpec":
+        if not self.agents:
+            raise ValueError("there are no agents: a task has at least one")
+        twice = [agent for agent, count in Counter(self.agents).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"agents {', '.join(twice)} are named twice: every agent needs a name of its own"
+            )
+        if self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}: an episode has at least one step")
         for name in ("obs_names", "action_names"):
             if len(getattr(self, name)) != len(self.agents):
                 raise ValueError(

@@ -13,14 +13,14 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from offmarl.behaviour.self_play import SelfPlayConfig
+from offmarl.credit.registry import DECOMPOSERS
 from offmarl.credit.relabel import BUILT_IN
 from offmarl.errors import UsageError, unknown_name
 from offmarl.report.bench_tables import TableSpec
-from offmarl.settings import Count, Natural
+from offmarl.settings import Count, Natural, parse_yaml
 
 SEED = "$seed"  # stands for the cell's seed wherever a setting may
 
@@ -138,6 +138,11 @@ class CellSettings(_Strict):
         decompose = None
         if rewards not in BUILT_IN:
             decompose = {"method": rewards, **(values.get("decompose") or {})}
+            if rewards in DECOMPOSERS and decompose["method"] != rewards:
+                raise ValueError(
+                    f"train.rewards is {rewards}, decompose.method {decompose['method']}: name one method, or call "
+                    "the rewards something else"
+                )
         return {
             **values,
             "decompose": decompose,
@@ -197,6 +202,16 @@ class Block(_Strict):
     play: dict[str, Any] | None = None
     grid: dict[str, list[Scalar] | dict[str, dict[str, Any]]] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, content: Any) -> Any:
+        """YAML knows more than settings are made of: dates, for one."""
+        try:
+            json.dumps(content, default=_refuse)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        return content
+
     @field_validator("grid")
     @classmethod
     def _axes(cls, grid: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +248,12 @@ class Block(_Strict):
                 for path, value in settings.items():
                     _set(nested, path, value)
             yield {axis: label for axis, label, _ in point}, nested
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(
+        f"YAML reads {value} as a {type(value).__name__}, which no setting takes: put it in quotes"
+    )
 
 
 class Recipe(_Strict):
@@ -278,9 +299,9 @@ def load_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise UsageError(f"there is no recipe {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from error
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"recipe {path} is no YAML: {error}") from error
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -328,9 +349,9 @@ AnyPlaced = TypeVar("AnyPlaced", bound=Placed)
 def select(cells: Sequence[AnyPlaced], only: Iterable[str]) -> list[AnyPlaced]:
     """Keep the cells that `--only key=value[,value]` names: any of a key's values, all of the keys.
 
-    Raises `UsageError` for a key or a value that no cell has, with near names.
+    Raises `UsageError` for a key or a value that no cell has, with near names, and where no cell has all of them.
     """
-    wanted: dict[str, set[str]] = {}
+    only, wanted = list(only), dict[str, set[str]]()
     for text in only:
         key, equals, values = text.partition("=")
         if not equals:
@@ -343,9 +364,12 @@ def select(cells: Sequence[AnyPlaced], only: Iterable[str]) -> list[AnyPlaced]:
             if value not in labels:
                 raise unknown_name(f"value of --only {key}=", value, labels)
             wanted.setdefault(key, set()).add(value)
-    return [
+    kept = [
         cell for cell in cells if all(cell.coordinates.get(key) in values for key, values in wanted.items())
     ]
+    if only and not kept:
+        raise UsageError(f"--only {' --only '.join(only)}: no cell has all of these")
+    return kept
 
 
 def digest(model: BaseModel) -> str:

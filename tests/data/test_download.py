@@ -207,6 +207,33 @@ def test_a_later_download_is_compared_with_the_first(table, served, home):
         download_dataset(wanted, Silent(), overwrite=True)
 
 
+def test_a_first_answer_that_was_no_archive_is_forgotten(table, served, home):
+    root, _, _ = served
+    wanted, good = find_published("new_3m/lab-good", table()), (root / "3m.zip").read_bytes()
+    (root / "3m.zip").write_text("<html>quota exceeded</html>")
+    with pytest.raises(DataError, match=r"is damaged .* remove it to fetch it again"):
+        download_dataset(wanted, Silent())
+    (root / "3m.zip").write_bytes(good)
+    (home / "downloads" / "3m.zip").unlink()
+    download_dataset(wanted, Silent())
+    assert find_dataset("new_3m/lab-good-v0").card.episodes
+
+
+def test_where_the_dataset_goes_is_checked_before_anything_is_fetched(table, served, home, tmp_path):
+    _, handler, _ = served
+    wanted = find_published("new_3m/lab-good", table())
+    with pytest.raises(UsageError, match="'no good name' is no dataset id"):
+        download_dataset(wanted, Silent(), name="no good name")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is no dataset, and would be lost"):
+        download_dataset(wanted, Silent(), out=tmp_path / "thesis", overwrite=True)
+    download_dataset(wanted, Silent())
+    with pytest.raises(UsageError, match="exists: choose another name, or overwrite it"):
+        download_dataset(wanted, Silent())
+    assert len(handler.requests) == 1
+
+
 def test_without_a_network_one_line_says_what_to_do(table, home):
     wanted = find_published("new_3m/lab-good", table(url="http://127.0.0.1:9/3m.zip"))
     with pytest.raises(DataError) as caught:
@@ -266,6 +293,25 @@ def test_a_tar_archive(table, served, ours, tmp_path):
         opened.add(tmp_path / "scratch" / "m.h5", "archive/data/3m_good.h5")
     dataset = download_dataset(find_published("new_3m/lab-good", table(url=f"{address}/3m.tar.gz")), Silent())
     assert len(dataset) == len(ours)
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"])
+def test_an_archive_with_spoilt_bytes_is_one_line(ending, table, served, tmp_path):
+    root, _, address = served
+    spoilt, inside = root / f"spoilt.{ending}", "archive/data/3m_good.h5"
+    if ending == "zip":
+        with zipfile.ZipFile(spoilt, "w", zipfile.ZIP_DEFLATED) as opened:
+            opened.write(tmp_path / "scratch" / "m.h5", inside)
+    else:
+        with tarfile.open(spoilt, f"w:{ending.removeprefix('tar').removeprefix('.')}") as opened:
+            opened.add(tmp_path / "scratch" / "m.h5", inside)
+    data = bytearray(spoilt.read_bytes())
+    middle = 0 if ending == "tar" else len(data) // 2  # a tar has no checksum of what it holds
+    data[middle : middle + 600] = bytes(byte ^ 0xFF for byte in data[middle : middle + 600])
+    spoilt.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged") as refused:
+        download_dataset(find_published("new_3m/lab-good", table(url=f"{address}/{spoilt.name}")), Silent())
+    assert "\n" not in str(refused.value)
 
 
 def test_a_damaged_archive_and_one_without_the_dataset(table, served):

@@ -90,7 +90,7 @@ def test_file_is_plain_hdf5_with_narrow_types_and_checksums(dataset):
 
 
 def test_chunks_are_about_a_mebibyte(tmp_path):
-    with Writer(tmp_path / "many", toy_spec(), id="toy/many-v0") as out:
+    with Writer(tmp_path / "many", toy_spec(horizon=99), id="toy/many-v0") as out:
         for seed in range(5):
             out.append(*rows_of([99] * 100, seed))
     with h5py.File(tmp_path / "many" / "data.h5") as file:
@@ -165,6 +165,19 @@ def test_writer_refuses_bad_rows_by_name(tmp_path):
     refused("'legal' has no place", legal=np.ones((7, 3, 3)))
     refused("episode without an end", terminated=np.zeros(7, dtype=bool))
     refused("row 0: 0.5 is not a uint8", truncated=np.full(7, 0.5))
+    refused(
+        r"'alive', row 2: 0.5 is not a uint8$", alive=np.where(np.arange(7)[:, None] == 2, 0.5, np.ones(3))
+    )
+    refused("'obs' holds <U32, expected numbers", obs=arrays["obs"].astype(str))
+    for name, message in [
+        ("action", "'action', row 3: must be 0"),
+        ("team_reward", "'team_reward', row 3: must be 0"),
+    ]:
+        late = arrays[name].copy()
+        late[3] = 0.5
+        without = {other: values for other, values in arrays.items() if other != "agent_reward"}
+        with pytest.raises(DataError, match=f"{message} in the last row of an episode.*: 0.5"):
+            out.append({**without, name: late}, lengths)
     with pytest.raises(DataError, match="'obs' is missing"):
         out.append({name: values for name, values in arrays.items() if name != "obs"}, lengths)
     assert out.rows == 0
@@ -173,6 +186,16 @@ def test_writer_refuses_bad_rows_by_name(tmp_path):
         out.append({name: values for name, values in arrays.items() if name != "agent_reward"}, lengths)
     with pytest.raises(DataError, match="annotation 'who' has 3 entries for 2 episodes"):
         out.append(arrays, lengths, {"who": np.zeros(3)})
+    with pytest.raises(DataError, match=r"lengths have shape \[1, 2\]"):
+        out.append(arrays, [lengths])
+    with pytest.raises(DataError, match="annotation 'who' holds <U3, expected numbers"):
+        out.append(arrays, lengths, {"who": np.array(["ann", "bob"])})
+    with pytest.raises(DataError, match="annotation 'who/when' cannot be stored under this name"):
+        out.append(arrays, lengths, {"who/when": np.zeros(2)})
+    with pytest.raises(
+        DataError, match="longer than the horizon of 12: episode 1 has 13 steps; give the task a"
+    ):
+        out.append(*rows_of([3, 13]))
     out.abandon()
 
 
@@ -319,6 +342,18 @@ def damage_annotation(folder):
     reopened(folder, lambda file: file.__delitem__("episode/lazy"))
 
 
+def damage_annotation_type(folder):
+    card = json.loads((folder / "dataset.json").read_text())
+    card["annotations"]["lazy"]["dtype"] = "foo"
+    edit_card(folder, annotations=card["annotations"])
+
+
+def damage_agents(folder):
+    card = json.loads((folder / "dataset.json").read_text())
+    nobody = {"agents": [], "groups": [], "obs_names": [], "action_names": []}
+    edit_card(folder, env=card["env"] | nobody)
+
+
 def damage_card_array(folder):
     card = json.loads((folder / "dataset.json").read_text())
     del card["arrays"]["obs"]
@@ -373,6 +408,8 @@ def damage_date(folder):
         (damage_shape, r"'legal' is uint8 .*expected"),
         (damage_episodes, "'episode_start' ends at row 5 after 1 episodes"),
         (damage_annotation, "'episode/lazy' is missing"),
+        (damage_annotation_type, "'episode/lazy' is bool .*expected foo"),
+        (damage_agents, "field 'env'.*there are no agents"),
         (damage_card_array, "'obs' is missing"),
     ],
 )

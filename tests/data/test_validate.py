@@ -66,6 +66,40 @@ def test_row_and_array_are_named(discrete, array, value, message):
     assert message in str(problem)
 
 
+@pytest.mark.parametrize(("array", "value"), [("action", 1), ("agent_reward", 0.5), ("team_reward", 0.5)])
+def test_nothing_but_an_observation_in_the_last_row(discrete, array, value):
+    start = Dataset.open(discrete).episode_start
+    row = int(start[3]) - 1
+    edit(discrete, array, row, value)
+    if array.endswith("reward"):  # so that their sum is right
+        edit(discrete, "agent_reward", row, 0.5)
+        edit(discrete, "team_reward", row, 1.5)
+    problems = {problem.array: problem for problem in validate(Dataset.open(discrete))}
+    assert problems.keys() == ({"action"} if array == "action" else {"agent_reward", "team_reward"})
+    assert (problems[array].row, problems[array].rows) == (row, 1)
+    assert "must be 0 in the last row of an episode" in problems[array].message
+
+
+def test_padding_that_is_not_zero(discrete):
+    card = json.loads((discrete / "dataset.json").read_text())
+    card["env"]["obs_names"][1] = ["x", "y", "vx"]  # what follows is the clock, which starts at 0
+    (discrete / "dataset.json").write_text(json.dumps(card))
+    problem = only_problem(discrete)
+    clock = Dataset.open(discrete).read("obs")[:, 1, 3]
+    assert (problem.array, problem.row, problem.rows) == ("obs", 1, int((clock != 0).sum()))
+    assert problem.message == "padding must be 0: agent 1 observes 3 numbers, behind them stands 1.0"
+
+
+def test_episodes_longer_than_the_horizon(discrete):
+    card = json.loads((discrete / "dataset.json").read_text())
+    lengths = Dataset.open(discrete).episode_start.diff() - 1
+    card["env"]["horizon"] = int(lengths.max()) - 1
+    (discrete / "dataset.json").write_text(json.dumps(card))
+    problem = only_problem(discrete)
+    assert problem.rows == int((lengths == lengths.max()).sum())
+    assert f"give the task a horizon of {lengths.max()}" in problem.message
+
+
 def test_continuous_actions_out_of_range(collected, tmp_path):
     folder = shutil.copytree(collected[False], tmp_path / "copy")
     edit(folder, "action", 3, 1.5)
