@@ -1,6 +1,6 @@
 """Scoring trained runs in their environment: returns, normalised scores, intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from offmarl.errors import OffmarlError, UsageError
 from offmarl.evaluation.rollout import rollout
 from offmarl.evaluation.statistics import Interval, bootstrap_interval
 from offmarl.reporter import Progress, Reporter
+from offmarl.training.offline import rewards_digest
 from offmarl.training.run import RunFolder, find_run, list_runs, load_policy
 
 
@@ -106,18 +107,18 @@ class EvaluationReport:
 
     def notes(self) -> list[str]:
         """What a reader must know to read the table rightly."""
-        first = self.evaluations[0]
         notes = [
             "return: mean over the agents of an episode's summed reward; score: normalised, 0 = random, "
             "100 = expert; agreement: correlation of the rewards trained on with each agent's true reward"
         ]
-        if first.interval.over == "episodes":
+        if any(one.interval.over == "episodes" for one in self.evaluations):
             notes.append(
                 "one seed: the interval is over its episodes; train with --seeds 5 to see how seeds differ"
             )
-        if first.normalised is None:
+        unknown = sorted({one.env for one in self.evaluations if one.normalised is None})
+        if unknown:
             notes.append(
-                f"no reference returns are known for {first.env} with these options: no normalised score"
+                f"no reference returns are known for {', '.join(unknown)} with these options: no normalised score"
             )
         return notes
 
@@ -232,7 +233,7 @@ def _evaluate(
         interval=interval,
         normalised=normalised,
         normalised_interval=bounds,
-        agreement=_agreement(source, run.record["rewards"]),
+        agreement=_agreement(run.record),
         behaviour_return=behaviour,
         behaviour_normalised=None if behaviour is None else normalised_score(behaviour, references),
         references=references,
@@ -240,10 +241,15 @@ def _evaluate(
     )
 
 
-def _agreement(source: dict[str, Any], rewards: str) -> dict[str, float | None] | None:
-    """Agreement of the rewards trained on with the truth, where the dataset is still there and knows it."""
+def _agreement(record: Mapping[str, Any]) -> dict[str, float | None] | None:
+    """Agreement of the rewards trained on with the truth, where both are still there and the dataset knows it."""
+    source, rewards = record["dataset"], record["rewards"]
     try:
         dataset = find_dataset(Path(source["path"]))
-        return agreement(dataset, rewards) if dataset.card.sha256 == source["sha256"] else None
+        if dataset.card.sha256 != source["sha256"]:
+            return None
+        if rewards_digest(dataset, rewards) != record.get("rewards_sha256"):
+            return None  # another decomposition of that name, or of a run that does not say which it was
+        return agreement(dataset, rewards)
     except OffmarlError:
         return None

@@ -4,18 +4,18 @@ Below the folder of a benchmark lie `cells/`, one small JSON file a measurement,
 data and the credit that cells share, each removed after the last cell that needs it.
 """
 
-import json
 import platform
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 import offmarl
 from offmarl.atomic import write_json, write_text
@@ -24,8 +24,9 @@ from offmarl.home import offmarl_home
 from offmarl.recipes import stages
 from offmarl.recipes.engine import Engine, Finished
 from offmarl.recipes.jobs import Schedule
-from offmarl.recipes.recipe import Cell, Recipe, expand, select
+from offmarl.recipes.recipe import Cell, CollectStage, Recipe, expand, select
 from offmarl.report.bench_tables import BenchTable, MeasuredCell, make_table
+from offmarl.report.study import distinguished, flat, told_apart
 from offmarl.reporter import Reporter, Silent
 
 try:
@@ -75,21 +76,34 @@ class BenchReport:
         return [self.table(index) for index in range(len(self.recipe.tables))]
 
     def skill_rows(self) -> list[dict[str, Any]]:
-        """Of decompositions of data of a given size: method, case, transitions, seed, skill (None: undefined)."""
+        """Of decompositions of data of a given size: method, case, transitions, seed, skill (None: undefined).
+
+        Methods and cases that share a name are told apart by the settings in which they differ.
+        """
+        measured = [
+            (result, collect, decompose)
+            for result in self.results
+            if result.status == DONE
+            and result.cell.settings.train is None
+            and (decompose := result.cell.settings.decompose) is not None
+            and (collect := result.cell.settings.collect) is not None
+            and collect.steps is not None
+        ]
+        methods = [(stage.method, told_apart(stage.settings)) for _, _, stage in measured]
+        cases = [
+            (stage.env, told_apart(data_settings(stage, result.cell.coordinates["seed"], {"env", "steps"})))
+            for result, stage, _ in measured
+        ]
+        method_names, case_names = distinguished(methods), distinguished(cases)
         return [
             {
-                "method": cell.settings.decompose.method,
-                "case": cell.settings.collect.env,
-                "transitions": cell.settings.collect.steps,
-                "seed": cell.coordinates["seed"],
+                "method": method_names[method],
+                "case": case_names[case],
+                "transitions": collect.steps,
+                "seed": result.cell.coordinates["seed"],
                 "skill": result.values.get("skill", [None])[0],
             }
-            for result in self.results
-            if (cell := result.cell).settings.train is None
-            and cell.settings.decompose is not None
-            and cell.settings.collect is not None
-            and cell.settings.collect.steps is not None
-            and result.status == DONE
+            for (result, collect, _), method, case in zip(measured, methods, cases, strict=True)
         ]
 
     def overview(self) -> list[list[str]]:
@@ -170,6 +184,14 @@ class BenchReport:
         }
 
 
+def data_settings(collect: CollectStage, seed: str, named: Collection[str]) -> dict[str, Any]:
+    """Settings that make the data, by their path: none that is `named` already, none that follows the cell's seed."""
+    rest = collect.model_dump(mode="json", exclude={"seed", "num_envs", *named})
+    return {
+        key: value for key, value in flat(rest).items() if not (key.endswith("seed") and str(value) == seed)
+    }
+
+
 def bench_folder(name: str) -> Path:
     """Where the recipe `name` keeps its results unless told otherwise."""
     return offmarl_home() / "benches" / name
@@ -219,13 +241,14 @@ def run_bench(
                 _path(cell, folder).unlink(missing_ok=True)
         write_text(work / ".gitignore", "*\n")
         schedule = Schedule(todo, work, device, keep)
+        if overwrite:
+            schedule.forget()
         with reporter.bar(f"bench {recipe.name}") as progress:
             progress(len(results) - len(todo), len(results))
             for job, finished in schedule.run(engine):
                 if job.cell is None:
                     continue
-                result = _result(job.cell, finished)
-                _write(result, finished, recipe, folder, device)
+                result = _kept(job.cell, finished, recipe, folder, device)
                 results[job.cell.name] = result
                 report = BenchReport(recipe, folder, tuple(results.values()))
                 left = len(todo) - schedule.cells_ended
@@ -241,20 +264,41 @@ def _path(cell: Cell, folder: Path) -> Path:
     return folder / CELLS / f"{cell.name}.json"
 
 
+class _Stored(BaseModel):
+    """What a cell's file must say for the cell to count as measured, or as failed."""
+
+    values: dict[str, Annotated[list[float], Field(min_length=1)]]
+    seconds: float
+    error: str | None
+
+
 def _read(cell: Cell, folder: Path) -> CellResult:
     """What the cell's file says; a file that cannot be read counts as none."""
     try:
-        stored = json.loads(_path(cell, folder).read_text(encoding="utf-8"))
-        status = FAILED if stored["error"] else DONE
-        return CellResult(cell, status, stored["values"], stored["seconds"], stored["error"])
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = _Stored.model_validate_json(_path(cell, folder).read_bytes())
+    except (OSError, ValidationError):
         return CellResult(cell, OPEN)
+    status = FAILED if stored.error else DONE
+    return CellResult(cell, status, stored.values, stored.seconds, stored.error)
 
 
 def _result(cell: Cell, finished: Finished) -> CellResult:
     if finished.error is not None:
         return CellResult(cell, FAILED, seconds=finished.seconds, error=finished.error)
     return CellResult(cell, DONE, finished.value.values, finished.seconds)
+
+
+def _kept(cell: Cell, finished: Finished, recipe: Recipe, folder: Path, device: str) -> CellResult:
+    """What came of a cell, in its file; a result that cannot be written is a failed one."""
+    result = _result(cell, finished)
+    try:
+        _write(result, finished, recipe, folder, device)
+    except (OSError, TypeError, ValueError) as error:
+        finished = replace(finished, value=None, error=f"its result cannot be written: {error}")
+        result = _result(cell, finished)
+        with suppress(OSError):  # where not even this can be written, the next run finds the cell open
+            _write(result, finished, recipe, folder, device)
+    return result
 
 
 def _write(result: CellResult, finished: Finished, recipe: Recipe, folder: Path, device: str) -> None:

@@ -12,6 +12,8 @@ from offmarl.recipes import games, stages
 from offmarl.recipes.engine import Engine, Finished, Work
 from offmarl.recipes.recipe import Cell, CollectStage, OnlineStage, TrainStage, algorithm_of, digest
 
+DATA, CREDIT, POLICIES = "data", "credit", "policies"  # what cells share, below the folder of work
+
 
 @dataclass(frozen=True)
 class Job:
@@ -36,6 +38,12 @@ class Schedule:
         self._behaviours: dict[str, str] = {}  # online training -> the first job that needs it
         for cell in cells:
             self._add(cell)
+
+    def forget(self) -> None:
+        """Remove the credit and the policies that an earlier run left: the code that made them may have changed."""
+        for job in self._jobs.values():
+            if job.product is not None and job.product.parent.name in (CREDIT, POLICIES):
+                shutil.rmtree(job.product, ignore_errors=True)
 
     def run(self, engine: Engine) -> Iterator[tuple[Job, Finished]]:
         """Keep the engine busy; yield every job with its end, and those that can no longer be done."""
@@ -75,7 +83,7 @@ class Schedule:
         else:
             stage = settings.collect
             origin = f"{stage.env}-{stage.quality}-{stage.steps or 'default'}-s{stage.seed}-{digest(stage)}"
-            source = self.work / "data" / origin
+            source = self.work / DATA / origin
             after = None
             if stage.quality in TRAINED:
                 training = stage.model_copy(
@@ -96,7 +104,7 @@ class Schedule:
         credit = None
         if settings.train is not None and settings.decompose is not None:
             key = f"{origin.replace('/', '_')}-{settings.decompose.method}-{digest(settings.decompose)}"
-            credit = self.work / "credit" / key
+            credit = self.work / CREDIT / key
             make = partial(stages.make_credit, source, settings.decompose, credit, self.device)
             self._share(key, Job(key, make, frozenset(requires), product=credit), cell)
             requires.add(key)
@@ -109,8 +117,9 @@ class Schedule:
             for player in (settings.train, games.learnt_opponent(settings)):
                 folder = None
                 if isinstance(player, TrainStage):
-                    key = f"{origin.replace('/', '_')}-{player.learner}-{digest(player)}"
-                    folder = self.work / "policies" / key
+                    taught_by = origin.replace("/", "_") if credit is None else credit.name
+                    key = f"{taught_by}-{player.learner}-{digest(player)}"
+                    folder = self.work / POLICIES / key
                     make = partial(stages.train_player, source, player, credit, folder, self.device)
                     self._share(key, Job(key, make, made_of, product=folder), cell)
                     requires.add(key)

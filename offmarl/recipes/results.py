@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from offmarl.errors import DataError, UsageError
 from offmarl.evaluation.ope.offline import PREFIX
 from offmarl.evaluation.ope.ranking import Candidate
-from offmarl.recipes.bench import CELLS, bench_folder
+from offmarl.recipes.bench import CELLS, bench_folder, data_settings
 from offmarl.recipes.recipe import CellSettings, CollectStage, algorithm_of, select
 from offmarl.report.selection import Selection
 from offmarl.report.study import SAME_DATA, Measured, Study, flat, make_study
@@ -172,15 +172,7 @@ def _task(collect: CollectStage, seed: str) -> dict[str, Any]:
     name = f"{collect.env}/{collect.quality}"
     if collect.free_riders:
         name += f" with {collect.free_riders} free riders"
-    rest = collect.model_dump(mode="json", exclude={*IGNORED, "env", "quality", "free_riders", "num_envs"})
-    return {
-        "": name,
-        **{
-            key: value
-            for key, value in flat(rest).items()
-            if not (key.endswith("seed") and str(value) == seed)
-        },
-    }
+    return {"": name, **data_settings(collect, seed, {"env", "quality", "free_riders"})}
 
 
 def candidates_of_bench(folder: Path, only: Sequence[str] = ()) -> Selection:

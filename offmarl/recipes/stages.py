@@ -5,6 +5,7 @@ them for each metric: one value a trained seed, a single one where nothing is tr
 """
 
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -152,7 +153,9 @@ def _measure_credit(source: Path | str, settings: CellSettings, scratch: Path, d
     answer = report.to_json()
     return Measurement(
         values={
-            name: [float(value)] for name, value in found.items() if value is not None and value == value
+            name: [float(value)]
+            for name, value in found.items()
+            if value is not None and math.isfinite(value)
         },
         details={"transitions": transitions, "agents": answer["agents"], "reason": answer["reason"]},
     )

@@ -141,7 +141,8 @@ class BenchTable:
 def make_table(spec: TableSpec, cells: Sequence[MeasuredCell]) -> BenchTable:
     """Build a table from all cells in the order of the recipe, which is the order of the rows.
 
-    Rows of which nothing is measured yet are left out. The last column counts what the means are over.
+    Rows of which nothing is measured yet are left out. The last column counts the values that the means are
+    over, from the fewest to the most.
     """
     shown = [
         cell
@@ -174,7 +175,7 @@ def make_table(spec: TableSpec, cells: Sequence[MeasuredCell]) -> BenchTable:
                 f"{entry} ({said[column]})" if column in said else entry
                 for entry, column in zip(entries, columns, strict=True)
             ]
-        counts = [_count(spec, group) for group in measured.values()]
+        counts = [count for group in measured.values() for count in _counts(spec, group)] or [0]
         count = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)}–{max(counts)}"
         rows.append([*(label or NOTHING for label in key), *entries, count])
     header = [*spec.rows, *(spec.metrics if spec.across is None else columns)]
@@ -245,11 +246,11 @@ def _values(spec: TableSpec, group: Sequence[MeasuredCell], metric: str) -> list
     return [sum(values) / len(values) for values in per_cell]
 
 
-def _count(spec: TableSpec, group: Sequence[MeasuredCell]) -> int:
-    """Independent measurements in a group."""
-    if spec.over == "cells":
-        return len(group)
-    return max((len(_values(spec, group, metric)) for metric in spec.metrics), default=0)
+def _counts(spec: TableSpec, group: Sequence[MeasuredCell]) -> list[int]:
+    """How many values each mean of a group is over; 0 where none of its cells is measured yet."""
+    if not group:
+        return [0]
+    return [count for metric in spec.metrics if (count := len(_values(spec, group, metric)))]
 
 
 def _text(spec: TableSpec, group: Sequence[MeasuredCell], metric: str) -> str:

@@ -7,7 +7,7 @@ from offmarl.report.style import BLACK, COLOURS, INK, colours_for, save
 
 
 def draw_scores(report: EvaluationReport, path: Path) -> None:
-    """Draw one bar a run with its interval, grouped by learner, beside what the behaviour itself scores.
+    """Draw one bar a run with its interval, grouped by learner, beside what the behaviour itself scores if it is one.
 
     Normalised scores where all runs have them, else returns. The format follows the suffix of `path`.
     """
@@ -49,7 +49,8 @@ def draw_scores(report: EvaluationReport, path: Path) -> None:
                 labelled.add(run.rewards)
             left += 1
         left += 0.8
-    behaviour = evaluations[0].behaviour_normalised if normalised else evaluations[0].behaviour_return
+    logged = {run.behaviour_normalised if normalised else run.behaviour_return for run in evaluations}
+    behaviour = logged.pop() if len(logged) == 1 else None  # runs on other data are beside another team
     if behaviour is not None:
         axes.axhline(behaviour, color=INK, linestyle="--", linewidth=1, label="the logged team itself")
     axes.axhline(0, color=INK, linewidth=0.8)

@@ -18,6 +18,8 @@ def headline(summary: Summary) -> str:
     averaged every task has its own sentences, as long as they are few.
     """
     study = summary.study
+    if study.metric.best is None:
+        return f"No method is named the best: whether more or less of {study.metric.title} is better is not known."
     if summary.compared:
         ranked = [(aggregate.method, aggregate.iqm) for aggregate in summary.aggregates]
         return _told(study, ranked, summary.compared, summary.against)
@@ -62,7 +64,8 @@ def _sentence(study: Study, winner: Result, rival: Result, pair: Improvement, ta
     if _has_variants(study, winner) or _has_variants(study, rival):
         counted += ", each at its best setting"
     first, second, plural = _names(winner, rival)
-    first, by = _capital(first), f"{fixed(gap.value, digits)} {study.metric.unit}"
+    less = ", where less is better" if study.metric.best == "smallest" else ""
+    first, by = _capital(first), f"{fixed(gap.value, digits)} {study.metric.unit}{less}"
     ahead = f"{first} {'are' if plural else 'is'} ahead of {second} by {by}"
     if gap.low is None or gap.high is None:
         return f"{ahead}, but how sure that is cannot be known ({counted})."

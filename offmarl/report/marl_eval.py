@@ -36,6 +36,8 @@ def marl_eval_json(study: Study) -> tuple[dict[str, Any], list[str]]:
         methods = _everywhere(here, tasks, env, notes)
         kept = [result for result in here if result.method in methods]
         metrics = [name for name in METRICS if all(result.values.get(name) for result in kept)]
+        if not metrics:
+            raise UsageError(f"--marl-eval: of {env} none of {', '.join(METRICS)} was measured everywhere")
         runs = min(len(result.seeds) for result in kept)
         if any(len(result.seeds) > runs for result in kept):
             notes.append(

@@ -29,7 +29,7 @@ def draw_study(summary: Summary, folder: Path, file_format: str = "png") -> list
     figures = {
         "intervals": (_intervals, bool(summary.lines)),
         "profile": (_profile, bool(summary.profiles)),
-        "improvement": (_improvement, len(summary.aggregates) > 1),
+        "improvement": (_improvement, bool(summary.improvements)),
         "curves": (_curves, bool(summary.study.curves)),
     }
     paths = []
@@ -130,10 +130,11 @@ def _profile(summary: Summary) -> Any:
 
 
 def _improvement(summary: Summary) -> Any:
-    """How probable it is that the winner scores more than each of the others."""
+    """How probable it is that the winner scores better than each of the others."""
     from matplotlib.figure import Figure
 
     winner = summary.winner
+    assert winner is not None, "draw_study sees to it"
     others = [aggregate.method for aggregate in summary.aggregates if aggregate.method != winner]
     looks = _looks(summary)
     figure = Figure(figsize=(4.6, 0.8 + 0.22 * len(others)), layout="constrained")
@@ -146,7 +147,7 @@ def _improvement(summary: Summary) -> Any:
     axes.set_yticks(range(len(others)), list(reversed(others)))
     axes.set_ylim(-0.6, len(others) - 0.4)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(f"probability that {winner} scores more")
+    axes.set_xlabel(f"probability that {winner} scores {summary.study.metric.better}")
     return figure
 
 

@@ -29,7 +29,7 @@ def short_tables(summary: Summary) -> list[BenchTable]:
 def overall_tables(summary: Summary) -> list[BenchTable]:
     """The aggregates over several tasks, and the winner against every other method."""
     tables = [overview_table(summary)] if len(summary.compared) > 1 else []
-    return [*tables, improvement_table(summary)] if len(summary.aggregates) > 1 else tables
+    return [*tables, improvement_table(summary)] if summary.improvements else tables
 
 
 def overview_table(summary: Summary) -> BenchTable:
@@ -56,18 +56,19 @@ def overview_table(summary: Summary) -> BenchTable:
 
 
 def improvement_table(summary: Summary) -> BenchTable:
-    """The winner against each of the others."""
-    digits, winner = summary.study.metric.digits, summary.winner
+    """The winner against each of the others, of which there is one."""
+    metric, winner = summary.study.metric, summary.winner
+    assert winner is not None, "there are improvements"
     rows = []
     for other in summary.aggregates:
         if other.method != winner:
             pair = summary.against(winner, other.method)
             rows.append(
-                [other.method, pair.probability.text(2), pair.advantage.text(digits), str(other.seeds)]
+                [other.method, pair.probability.text(2), pair.advantage.text(metric.digits), str(other.seeds)]
             )
     note = (
-        "probability: that one of its seeds scores more than one of the method's; difference: of the "
-        "interquartile means"
+        f"probability: that one of its seeds scores {metric.better} than one of the method's; "
+        "difference: of the interquartile means, in its favour"
     )
     columns = ["method", "probability of improvement", "difference", "seeds"]
     return BenchTable(f"{winner}, against", columns, rows, note)

@@ -6,7 +6,7 @@ A *task* is a dataset; a *method* is a learner on certain rewards, and where sev
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ TRUTH = "true"  # rewards that no log holds: an upper bound, not a method
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared; larger is better."""
+    """What is compared."""
 
     name: str  # as it is stored: score, return, skill, ...
     title: str  # on an axis
@@ -27,19 +27,35 @@ class Metric:
     perfect: float | None  # what the optimality gap is measured to
     digits: int
     comparable: bool  # whether different tasks may be averaged
+    best: Literal["largest", "smallest"] | None  # None: not known, so that nothing wins by it
+
+    @property
+    def better(self) -> str:
+        """What the better one of two scores."""
+        return "less" if self.best == "smallest" else "more"
 
 
-METRICS = {
-    "score": Metric("score", "normalised score", "points", 100.0, 1, True),
-    "return": Metric("return", "return, mean over agents", "of return", None, 1, False),
-    "skill": Metric("skill", "skill of the recovered rewards", "of skill", 1.0, 3, True),
-    "win_rate": Metric("win_rate", "share of episodes won", "of the episodes", 1.0, 3, True),
+METRICS = {  # in the order in which they are chosen where none is asked for
+    "score": Metric("score", "normalised score", "points", 100.0, 1, True, "largest"),
+    "return": Metric("return", "return, mean over agents", "of return", None, 1, False, "largest"),
+    "skill": Metric("skill", "skill of the recovered rewards", "of skill", 1.0, 3, True, "largest"),
+    "win_rate": Metric("win_rate", "share of episodes won", "of the episodes", 1.0, 3, True, "largest"),
 }
+LARGER = {"pearson", "r2", "skill", "f1", "recall", "fit_r2"}  # is better: of credit
+LARGER |= {"points", "own_left", "annihilated", "reward_first", "reward_second"}  # of games
+SMALLER = {"hijack", "foreign_edges", "enemies_left"}
+SMALLER |= {"seconds", "cpu_seconds", "play_seconds", "play_cpu_seconds"}
 
 
 def metric_named(name: str) -> Metric:
-    """A known metric, or one of which nothing is known but its name: it is not averaged over tasks."""
-    return METRICS.get(name) or Metric(name, name, f"of {name}", None, 3, False)
+    """A metric of `METRICS`, or one that is not averaged over tasks; what is better may not be known of it."""
+    if name in METRICS:
+        return METRICS[name]
+    what = name.removeprefix("rewards_")  # of those that were trained on
+    best: Literal["largest", "smallest"] | None = (
+        "largest" if what in LARGER else "smallest" if what in SMALLER else None
+    )
+    return Metric(name, name, f"of {name}", None, 3, False, best)
 
 
 @dataclass(frozen=True)
@@ -216,8 +232,8 @@ def _left_out(metric: str, lacking: Sequence[str]) -> list[str]:
 
 def _task_names(measured: Sequence[Measured]) -> dict[str, str]:
     """Source -> name of its data: the short name, and what tells apart those that share it."""
-    keys = {one.source: (str(one.task[""]), _told_apart(one.task)) for one in measured}
-    names = _distinguished(list(dict.fromkeys(keys.values())))
+    keys = {one.source: (str(one.task[""]), told_apart(one.task)) for one in measured}
+    names = distinguished(keys.values())
     return {source: names[key] for source, key in keys.items()}
 
 
@@ -227,12 +243,12 @@ def _method_names(measured: Sequence[Measured], tasks: Mapping[str, str]) -> dic
     Settings that follow the task, as a table of tuned ones does, are one method; where a task has several
     settings of the same learner and rewards, they are methods of their own.
     """
-    keys = {one.source: (one.base, _told_apart(_method_settings(one))) for one in measured}
+    keys = {one.source: (one.base, told_apart(_method_settings(one))) for one in measured}
     variants: dict[tuple[str, str], set[Any]] = {}
     for source, (base, settings) in keys.items():
         variants.setdefault((base, tasks[source]), set()).add(settings)
     several = {base for (base, _), found in variants.items() if len(found) > 1}
-    names = _distinguished(list(dict.fromkeys(key for key in keys.values() if key[0] in several)))
+    names = distinguished(key for key in keys.values() if key[0] in several)
     return {source: names.get(key, key[0]) for source, key in keys.items()}
 
 
@@ -242,15 +258,16 @@ def _method_settings(one: Measured) -> dict[str, Any]:
     return {**one.settings, **({} if named else {"rewards": one.rewards})}
 
 
-def _told_apart(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def told_apart(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Settings as `distinguished` takes them."""
     return tuple(sorted((key, _text(value)) for key, value in flat(settings).items() if key))
 
 
-def _distinguished(
-    keys: Sequence[tuple[str, tuple[tuple[str, str], ...]]],
+def distinguished(
+    keys: Iterable[tuple[str, tuple[tuple[str, str], ...]]],
 ) -> dict[tuple[str, tuple[tuple[str, str], ...]], str]:
     """Name each key by its first part and those of its settings in which it differs from its namesakes."""
-    names = {}
+    keys, names = dict.fromkeys(keys), {}
     for base, settings in keys:
         alike = [dict(other) for name, other in keys if name == base]
         differing = [

@@ -46,8 +46,8 @@ class Improvement:
 
     first: str
     second: str
-    probability: Estimate  # that a seed of the first scores more than one of the second
-    advantage: Estimate  # difference of the interquartile means
+    probability: Estimate  # that a seed of the first scores better than one of the second
+    advantage: Estimate  # by how much the interquartile mean of the first is better
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Summary:
     study: Study
     compared: tuple[str, ...]  # tasks that the aggregates are over; none where they cannot be averaged
     aggregates: tuple[Aggregate, ...]  # best first
-    improvements: tuple[Improvement, ...]  # every pair, the better one first
+    improvements: tuple[Improvement, ...]  # every pair, the better one first; none if that is not known
     thresholds: tuple[float, ...]
     profiles: dict[str, tuple[Estimate, ...]]  # method -> one a threshold
     lines: dict[str, tuple[Line, ...]]  # task -> best first
@@ -89,15 +89,22 @@ class Summary:
         raise KeyError(first, second)
 
     @property
-    def winner(self) -> str:
-        """The best of the methods compared over tasks that does not see true rewards, if there is one."""
+    def winner(self) -> str | None:
+        """The best of the methods compared over tasks that does not see true rewards, if there is one.
+
+        None where nothing is compared, or nobody knows whether more is better.
+        """
+        if not self.aggregates or self.study.metric.best is None:
+            return None
         ranked = [aggregate.method for aggregate in self.aggregates]
         return next((method for method in ranked if not _privileged(self.study, method)), ranked[0])
 
     def is_best(self, method: str) -> bool:
         """Whether it is the winner over the tasks that are compared, or cannot be told apart from it."""
-        behind = self.against(self.winner, method).advantage if method != self.winner else None
-        return behind is None or (_alike(behind) and not _privileged(self.study, method))
+        if self.winner in (None, method):
+            return self.winner is not None
+        behind = self.against(self.winner, method).advantage
+        return _alike(behind) and not _privileged(self.study, method)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -138,14 +145,15 @@ def summarise(study: Study) -> Summary:
         method: Bootstrap(study.strata(method, compared), method) for method in study.methods if compared
     }
     aggregates = [_aggregate(study, method, draw, compared) for method, draw in draws.items()]
-    aggregates.sort(key=lambda aggregate: aggregate.iqm.value, reverse=True)
+    aggregates.sort(key=lambda aggregate: aggregate.iqm.value, reverse=study.metric.best != "smallest")
     ranked = [aggregate.method for aggregate in aggregates]
+    pairs = combinations(ranked, 2) if study.metric.best is not None else ()
     thresholds = _thresholds(draws.values())
     return Summary(
         study=study,
         compared=tuple(compared),
         aggregates=tuple(aggregates),
-        improvements=tuple(_improvement(draws, *pair) for pair in combinations(ranked, 2)),
+        improvements=tuple(_improvement(study, draws, *pair) for pair in pairs),
         thresholds=tuple(thresholds),
         profiles={method: tuple(draws[method].profile(thresholds)) for method in ranked},
         lines={task: _lines(study, task) for task in study.tasks},
@@ -156,11 +164,14 @@ def summarise(study: Study) -> Summary:
 
 def compare(study: Study, first: str, second: str, tasks: Sequence[str]) -> Improvement:
     """`first` against `second` on `tasks`, which both have."""
-    return _improvement({m: Bootstrap(study.strata(m, tasks), m) for m in (first, second)}, first, second)
+    draws = {method: Bootstrap(study.strata(method, tasks), method) for method in (first, second)}
+    return _improvement(study, draws, first, second)
 
 
-def _improvement(draws: Mapping[str, Bootstrap], first: str, second: str) -> Improvement:
+def _improvement(study: Study, draws: Mapping[str, Bootstrap], first: str, second: str) -> Improvement:
     x, y = draws[first], draws[second]
+    if study.metric.best == "smallest":
+        x, y = y, x
     return Improvement(first, second, x.against(y, improvement), x.against(y, advantage))
 
 
@@ -201,18 +212,23 @@ def _thresholds(draws: Iterable[Bootstrap]) -> list[float]:
 
 
 def _lines(study: Study, task: str) -> tuple[Line, ...]:
-    """The methods on one task, the largest interquartile mean first."""
-    found = [
-        (result, Bootstrap(study.strata(result.method, [task]), result.method))
-        for result in study.results
-        if result.task == task
-    ]
-    found.sort(key=lambda one: float(interquartile_mean(one[1].strata)), reverse=True)
-    contenders = [draw for result, draw in found if result.rewards != TRUTH] or [found[0][1]]
+    """The methods on one task, the best interquartile mean first; the largest where nobody knows what is better."""
+    results = {result.method: result for result in study.results if result.task == task}
+    draws = {method: Bootstrap(study.strata(method, [task]), method) for method in results}
+    ranked = sorted(
+        results,
+        key=lambda method: float(interquartile_mean(draws[method].strata)),
+        reverse=study.metric.best != "smallest",
+    )
+    contenders = [method for method in ranked if results[method].rewards != TRUTH] or ranked[:1]
     top = contenders[0]
     lines = []
-    for result, draw in found:
-        best = draw is top or (draw in contenders and _alike(top.against(draw, advantage)))
+    for method in ranked:
+        result, draw = results[method], draws[method]
+        best = study.metric.best is not None and (
+            method == top
+            or (method in contenders and _alike(_improvement(study, draws, top, method).advantage))
+        )
         lines.append(Line(result, draw.estimate(interquartile_mean), draw.estimate(mean_of_tasks), best))
     return tuple(lines)
 

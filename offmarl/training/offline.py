@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import offmarl
-from offmarl.credit.relabel import require_rewards, rewards_for
+from offmarl.credit.relabel import BUILT_IN, require_rewards, rewards_for
 from offmarl.data.catalog import runs_folder
 from offmarl.data.load import load_transitions, load_units
 from offmarl.data.store import Dataset
@@ -73,6 +73,11 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
             f"train.batch_size={batch_size} is larger than the data: {dataset.card.id} has {held} "
             f"{learner.batch_unit}; lower it with --set"
         )
+    if batch_size < learner.least_batch:
+        raise UsageError(
+            f"train.batch_size={batch_size}: {request.learner} needs at least {learner.least_batch} at a time"
+        )
+    learner.require(dataset.card.arrays)
     require_rewards(dataset, request.rewards)
     changed = _differences(learner_config, config_class()) | _differences(train_config, TrainConfig())
     run_id = _run_id(dataset.card.id, request, changed)
@@ -93,6 +98,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
         "learner_config": _as_json(learner_config),
         "train_config": _as_json(train_config),
         "rewards": request.rewards,
+        "rewards_sha256": rewards_digest(dataset, request.rewards),
         "seeds": seeds,
         "device": request.device,
         "versions": {
@@ -126,6 +132,16 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     return run
 
 
+def rewards_digest(dataset: Dataset, rewards: str) -> str | None:
+    """What tells a decomposition from another of the same name; None of rewards that the dataset itself holds.
+
+    Raises like `rewards_for`.
+    """
+    if rewards in BUILT_IN:
+        return None
+    return hashlib.sha256(rewards_for(dataset, rewards).numpy().tobytes()).hexdigest()
+
+
 def _existing(
     folder: Path, record: dict[str, Any], request: TrainRequest, reporter: Reporter
 ) -> RunFolder | None:
@@ -146,6 +162,11 @@ def _existing(
     if run.record["dataset"]["sha256"] != record["dataset"]["sha256"]:
         raise UsageError(
             f"--resume: dataset {record['dataset']['id']} has changed since run {run.id} was started"
+        )
+    if run.record.get("rewards_sha256", record["rewards_sha256"]) != record["rewards_sha256"]:
+        raise UsageError(
+            f"--resume: rewards {record['rewards']} have changed since run {run.id} was started: --overwrite trains "
+            "on those of now"
         )
     if run.status == "complete":
         reporter.say(f"run {run.id} is already complete; --overwrite replaces it")

@@ -15,10 +15,18 @@ from offmarl.envs.base import EnvSpec, Frame
 from offmarl.errors import DataError, UsageError
 from offmarl.evaluation.ope.config import OpeConfig
 from offmarl.evaluation.ope.coverage import coverage
-from offmarl.evaluation.ope.estimators import ESTIMATORS, Question, require_possible, resamples, usual
+from offmarl.evaluation.ope.estimators import (
+    ESTIMATORS,
+    Judgement,
+    Question,
+    require_possible,
+    resamples,
+    usual,
+)
 from offmarl.evaluation.ope.fitted_q import fitted_q
 from offmarl.evaluation.ope.importance import cloned_probability, weighted_importance_sampling
 from offmarl.evaluation.ope.logged import Logged, policy_actions
+from offmarl.evaluation.ope.offline import _estimate
 from offmarl.evaluation.ope.ranking import Candidate, accuracies, regret, spearman
 from offmarl.learners.registry import make_learner
 from offmarl.streams import stream
@@ -253,6 +261,32 @@ def test_ranks_and_regret():
     ]
     (judged,) = accuracies([*candidates, Candidate("unplayed", "toy", {"good": 9.0})], ["good", "silent"])
     assert (judged.estimator, judged.candidates, judged.chosen) == ("good", 4, "3")
+
+
+def test_equal_estimates_are_equal_whatever_the_number_of_seeds():
+    for value in np.random.default_rng(0).normal(50, 30, 200).tolist():
+        judged = Judgement(
+            torch.full((20,), value, dtype=torch.float64), torch.ones(20, 5, dtype=torch.float64)
+        )
+        assert {_estimate(judged, slice(0, seeds)).value for seeds in (1, 3, 5, 6, 7)} == {value}
+
+
+def test_an_estimate_that_is_not_finite_is_none():
+    value = torch.tensor([1.0, float("inf")], dtype=torch.float64)
+    estimate = _estimate(Judgement(value, torch.ones(2, 5, dtype=torch.float64)), slice(0, 2))
+    assert (estimate.per_seed, estimate.value) == ((1.0, None), None)
+
+
+def test_what_differs_by_rounding_alone_is_not_ranked():
+    level = [0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]
+    candidates = [Candidate(str(i), "toy", {"behaviour": level[i]}, 10.0 * i) for i in range(4)]
+    (judged,) = accuracies(candidates, ["behaviour"])
+    assert (judged.spearman, judged.low, judged.high) == (None, None, None)
+    assert judged.regret == pytest.approx(0.5), "one of them at random"
+    near = [Candidate(str(i), "toy", {"good": 1.0 + 1e-6 * i}, 10.0 * i) for i in range(4)]
+    assert accuracies(near, ["good"])[0].spearman == pytest.approx(1)
+    alike = [Candidate(str(i), "toy", {"good": 1.0 * i}, level[i]) for i in range(4)]
+    assert accuracies(alike, ["good"]) == []
 
 
 def test_behaviours_know_how_likely_their_choices_were():

@@ -1,6 +1,7 @@
 """What a bench measures, keeps and tries again, and what it says of that."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 import yaml
 from tiny_recipes import CREDIT, HASTY, POLICIES, Inline, changed, recipe
 
+from offmarl.credit.relabel import decompose
 from offmarl.errors import UsageError
-from offmarl.recipes import stages
+from offmarl.recipes import bench, stages
 from offmarl.recipes.bench import DONE, FAILED, OPEN, BenchReport, CellResult, read_results, run_bench
+from offmarl.recipes.jobs import Schedule
 from offmarl.recipes.recipe import CellSettings, expand
 
 
@@ -111,9 +114,126 @@ def test_where_the_data_cannot_be_made_its_cells_fail_and_others_go_on(tmp_path)
     assert run_bench(recipe(CREDIT, seeds=1), tmp_path, Inline()).count(DONE) == 4
 
 
-def test_datasets_of_one_behaviour_wait_for_the_first_to_train_it():
-    from offmarl.recipes.jobs import Schedule
+@pytest.mark.parametrize("lost", [float("-inf"), {1, 2}])
+def test_a_result_that_cannot_be_written_is_a_failed_cell(tmp_path, monkeypatch, lost):
+    measure = stages.measure
 
+    def sometimes(source, settings, *rest):
+        if settings.decompose.method == "mean":
+            return stages.Measurement({"skill": [1.0]}, {"lost": lost})
+        return measure(source, settings, *rest)
+
+    monkeypatch.setattr(stages, "measure", sometimes)
+    plan = recipe(CREDIT, seeds=1)
+    report = run_bench(plan, tmp_path, Inline(), ["env=scm_a"])
+    assert [(r.cell.coordinates["method"], r.status) for r in report.results] == [
+        ("mean", FAILED),
+        ("macca", DONE),
+    ]
+    assert "its result cannot be written" in report.failures[0].error
+    assert read_results(plan, tmp_path, ["env=scm_a"]).failures[0].error == report.failures[0].error
+
+
+def test_a_cell_goes_on_where_the_disk_refuses_one_file(tmp_path, monkeypatch):
+    write = bench.write_json
+
+    def refusing(path, value):
+        if "-mean-" in path.name:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, value)
+
+    monkeypatch.setattr(bench, "write_json", refusing)
+    plan = recipe(CREDIT, seeds=1)
+    report = run_bench(plan, tmp_path, Inline(), ["env=scm_a"])
+    assert [result.status for result in report.results] == [FAILED, DONE]
+    assert [result.status for result in read_results(plan, tmp_path, ["env=scm_a"]).results] == [OPEN, DONE]
+
+
+def test_values_that_are_not_finite_are_not_measured(tmp_path, monkeypatch):
+    def decomposed(*arguments, **settings):
+        report = decompose(*arguments, **settings)
+        return replace(report, credit=replace(report.credit, metrics={"fit_r2": float("-inf"), "odd": 1.0}))
+
+    monkeypatch.setattr(stages, "decompose", decomposed)
+    plan = recipe(CREDIT, seeds=1)
+    (result,) = run_bench(plan, tmp_path, Inline(), ["env=scm_a", "method=mean"]).results
+    assert result.status == DONE
+    assert "fit_r2" not in result.values
+    assert result.values["odd"] == [1.0]
+
+
+@pytest.mark.parametrize("values", [None, [None], {"skill": None}, {"skill": [None]}, {"skill": []}])
+def test_a_file_without_numbers_is_no_measurement(credit, tmp_path, values):
+    report, _ = credit
+    first = report.results[0]
+    file = tmp_path / "cells" / f"{first.cell.name}.json"
+    file.parent.mkdir()
+    stored = json.loads((report.folder / "cells" / file.name).read_text())
+    file.write_text(json.dumps(stored | {"values": values}))
+    damaged = read_results(report.recipe, tmp_path)
+    assert damaged.count(OPEN) == 8
+    assert (damaged.table().rows, damaged.skill_rows(), damaged.seconds_left(1)) == ([], [], None)
+    file.write_text(json.dumps(stored))
+    whole = read_results(report.recipe, tmp_path).results[0]
+    assert (whole.status, whole.values) == (DONE, stored["values"])
+
+
+def test_overwrite_makes_the_credit_and_the_policies_of_its_cells_anew(tmp_path):
+    plan, only = recipe(POLICIES), ["rewards=macca", "sweep=weak"]
+    run_bench(plan, tmp_path, Inline(), only, keep=True)
+    (made,) = (tmp_path / "work" / "credit").iterdir()
+    (data,) = (tmp_path / "work" / "data").iterdir()
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (made / "credit.h5", data)}
+    elsewhere = [tmp_path / "work" / kind / "of-another-cell" for kind in ("credit", "policies")]
+    for folder in elsewhere:
+        folder.mkdir(parents=True)
+    run_bench(plan, tmp_path, Inline(), only, keep=True, overwrite=True)
+    after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before}
+    assert after[made / "credit.h5"] != before[made / "credit.h5"]
+    assert after[data] == before[data]
+    assert all(folder.exists() for folder in elsewhere)
+
+
+def test_players_of_two_decompositions_are_two(tmp_path):
+    block = POLICIES["blocks"]["td3bc"]
+    games = {
+        "collect": block["collect"],
+        "train": {**block["train"], "rewards": "macca"},
+        "play": {"against": "random"},
+        "grid": {"decompose.settings.refit_steps": [20, 30]},
+    }
+    plan = recipe(
+        POLICIES, blocks={"games": games}, tables=[{"title": "t", "rows": ["env"], "metrics": ["points"]}]
+    )
+    schedule = Schedule(expand(plan, [0]), tmp_path, "cpu", keep=False)
+    made = [job.product for job in schedule._jobs.values() if job.product is not None]
+    kinds = [product.parent.name for product in made]
+    assert (kinds.count("data"), kinds.count("credit"), kinds.count("policies")) == (1, 2, 2)
+    for product in made:
+        product.mkdir(parents=True)
+    schedule.forget()
+    assert [product for product in made if product.exists()] == [made[kinds.index("data")]]
+
+
+def test_skills_of_other_data_and_other_settings_are_not_pooled():
+    collect = {"env": "scm_a", "quality": "random", "steps": 500, "options": {"structure_seed": "$seed"}}
+    grid = {
+        "collect.steps": [500, 1000],
+        "collect.options.agents": [8, 16],
+        "sweep": {"plain": {}, "inexact": {"decompose.settings.exact_sum": False}},
+    }
+    usual = {"collect": collect, "decompose": {"method": "macca"}}
+    blocks = {"usual": usual, "many": {**usual, "grid": grid}}
+    plan = recipe(CREDIT, blocks=blocks, tables=[{"title": "t", "rows": ["env"], "metrics": ["skill"]}])
+    results = tuple(CellResult(cell, DONE, {"skill": [1.0]}, 1.0) for cell in expand(plan, [0, 1]))
+    rows = BenchReport(plan, Path("none"), results).skill_rows()
+    assert {row["case"] for row in rows} == {"scm_a", "scm_a, agents 8", "scm_a, agents 16"}
+    assert {row["method"] for row in rows} == {"macca", "macca, exact_sum False"}
+    places = Counter((row["case"], row["method"], row["transitions"], row["seed"]) for row in rows)
+    assert set(places.values()) == {1}
+
+
+def test_datasets_of_one_behaviour_wait_for_the_first_to_train_it():
     content = changed(POLICIES, "blocks/td3bc/grid/collect.quality", ["expert", "medium", "random"])
     jobs = Schedule(expand(recipe(content), [0]), Path("work"), "cpu", keep=False)._jobs
     data = [

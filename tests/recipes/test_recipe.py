@@ -1,5 +1,6 @@
 """What a recipe says: its cells, their names and settings, and what is wrong with it."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,7 @@ def test_a_dataset_that_exists_takes_the_place_of_collect():
         ("tables/0/rows", ["envs"], "axis of table 'Skill' 'envs': did you mean env"),
         ("tables/0/metrics", ["a", "b"], "exactly one metric"),
         ("seeds", 0, "greater than or equal to 1"),
+        ("blocks/scm/collect/options/day", date(2024, 1, 1), "blocks.scm: YAML reads 2024-01-01 as a date"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said(path, value, message, tmp_path):
@@ -76,6 +78,15 @@ def test_what_is_wrong_with_a_recipe_is_said(path, value, message, tmp_path):
     file.write_text(yaml.safe_dump(changed(CREDIT, path, value)))
     with pytest.raises(UsageError, match=message):
         expand(load_recipe(file), [0])
+
+
+@pytest.mark.parametrize("text", ["when: 2020-13-45", "seeds: [1\ntitle: {", "seeds: !!int many"])
+def test_a_file_that_is_no_yaml_is_one_line(text, tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="is no YAML: ") as refused:
+        load_recipe(file)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_same_cell_twice_is_refused():
@@ -111,6 +122,21 @@ def test_only_keeps_any_of_a_keys_values_and_all_of_the_keys():
         select(cells, ["mean"])
 
 
+def test_keys_of_which_no_cell_has_all_are_refused():
+    other = {**CREDIT["blocks"]["scm"], "grid": {"collect.env": ["scm_e"], "decompose.method": ["mean"]}}
+    cells = expand(recipe(changed(CREDIT, "blocks/other", other)), [0])
+    with pytest.raises(UsageError, match="--only block=other --only env=scm_a: no cell has all of these"):
+        select(cells, ["block=other", "env=scm_a"])
+
+
+def test_rewards_are_not_called_by_the_name_of_another_method():
+    settings = {"collect": {"env": "scm_a"}, "decompose": {"method": "macca"}}
+    with pytest.raises(ValueError, match=r"train\.rewards is additive, decompose\.method macca: name one"):
+        CellSettings.model_validate({**settings, "train": {"learner": "bc", "rewards": "additive"}})
+    own = CellSettings.model_validate({**settings, "train": {"learner": "bc", "rewards": "shared"}})
+    assert own.decompose.method == "macca"
+
+
 def test_the_recipes_of_the_repository_are_whole():
     sizes = {
         path.stem: len(expand(made, made.seed_list))
@@ -118,7 +144,7 @@ def test_the_recipes_of_the_repository_are_whole():
         if (made := load_recipe(path))
     }
     assert sizes["credit"] == 5 * (8 + 1) * 4 * 6
-    assert sizes["credit_matters"] == 5 * 2 * 3 * (1 + 5 * (3 + 2))
+    assert sizes["credit_matters"] == 5 * 2 * 3 * (1 + 4 * (3 + 2))
     assert "credit_bars" in sizes
 
 

@@ -34,6 +34,21 @@ def test_rows_follow_the_recipe_and_means_come_with_intervals_and_counts():
     assert "each the mean of up to 2 on the same data" in table.note
 
 
+def test_seeds_are_counted_by_the_metrics_that_they_have():
+    measured = [
+        MeasuredCell(
+            {"env": "a", "seed": str(seed)}, {"score": [1.0], **({"hijack": [0.0]} if seed == 2 else {})}
+        )
+        for seed in range(3)
+    ]
+    spec = TableSpec(title="t", rows=["env"], metrics=["score", "hijack", "never"])
+    assert make_table(spec, measured).rows == [["a", "1.00", "0.00", "-", "1–3"]]
+    alone = TableSpec(title="t", rows=["env"], metrics=["hijack"])
+    assert make_table(alone, measured).rows == [["a", "0.00", "1"]]
+    none = TableSpec(title="t", rows=["env"], metrics=["never"])
+    assert make_table(none, measured).rows == [["a", "-", "0"]]
+
+
 def test_every_trained_seed_may_count_by_itself():
     spec = TableSpec(title="t", rows=["env"], metrics=["score"], over="seeds", where={"env": ["b"]}, digits=0)
     ((_, text, count),) = make_table(spec, cells(GRID)).rows

@@ -152,6 +152,15 @@ def test_marl_eval_gets_what_it_can_bear():
         marl_eval_json(study(measured("macca", None, [0.9], values={"skill": [0.9]})))
 
 
+def test_marl_eval_is_told_of_nothing_that_policies_do_not_earn():
+    games = [
+        measured(name, "true", [], values={"reward_first": [1.0]}, seeds=("0",)) for name in ("mfq", "cmfq")
+    ]
+    made = study(*games, metric="reward_first")
+    with pytest.raises(UsageError, match="of tag none of return, score, win_rate was measured"):
+        marl_eval_json(made)
+
+
 def curve(method: str, metric: str, task: str = TAG) -> Curve:
     values = ((1.0, 2.0), (3.0, 4.0))
     return Curve(method, task, metric, (500, 1_000), (1.5, 3.5), (1.0, 3.0), (2.0, 4.0), values)

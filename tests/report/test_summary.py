@@ -4,6 +4,8 @@ import pytest
 from studies import measured, study
 
 from offmarl.report.headline import headline
+from offmarl.report.score_figures import draw_study
+from offmarl.report.score_tables import markdown, score_tables
 from offmarl.report.summary import LAST, summarise
 
 TAG, SPREAD = "tag/expert-v0", "spread/expert-v0"
@@ -145,3 +147,48 @@ def test_what_cannot_be_told_from_the_best_is_marked_with_it():
         ("c on team", False),
     ]
     assert [summary.is_best(one.method) for one in summary.aggregates] == [False, True, True, False]
+
+
+def credits(metric: str, **found: list[float]):
+    """What decomposition methods reach of a metric that no policy has."""
+    return summarise(
+        study(
+            *(
+                measured(name, None, [], values={metric: values}, seeds=tuple("01234"))
+                for name, values in found.items()
+            ),
+            metric=metric,
+        )
+    )
+
+
+def test_where_less_is_better_the_least_wins():
+    low, high = [0.0, 0.0, 0.1, 0.1, 0.1], [0.7, 0.7, 0.8, 0.8, 0.9]
+    summary = credits("hijack", worse=high, better=low)
+    assert summary.winner == "better"
+    assert [line.result.method for line in summary.lines[TAG]] == ["better", "worse"]
+    assert [line.best for line in summary.lines[TAG]] == [True, False]
+    pair = summary.against("better", "worse")
+    assert pair.probability.value == 1.0
+    assert pair.advantage.value == pytest.approx((0.7 + 0.8 + 0.8) / 3 - (0.0 + 0.1 + 0.1) / 3)
+    assert headline(summary).startswith("better beats worse by 0.700 of hijack, where less is better (95 % ")
+    (table, *_) = score_tables(summary)
+    assert table.title == "better, against"
+    assert "scores less than" in table.note
+    assert credits("rewards_hijack", worse=high, better=low).winner == "better"
+    assert credits("cpu_seconds", worse=high, better=low).winner == "better"
+    assert credits("pearson", worse=low, better=high).winner == "better"
+
+
+def test_where_nobody_knows_what_is_better_nothing_wins(tmp_path):
+    summary = credits("edges", many=[5.0] * 5, few=[2.0] * 5)
+    assert headline(summary) == (
+        "No method is named the best: whether more or less of edges is better is not known."
+    )
+    assert summary.winner is None
+    assert summary.improvements == ()
+    assert not any(line.best for line in summary.lines[TAG])
+    assert not any(summary.is_best(method) for method in ("many", "few"))
+    assert [table.title for table in score_tables(summary)] == [TAG]
+    assert "**" not in markdown(summary, "offmarl report").partition("| --- |")[2]
+    assert "improvement.png" not in {path.name for path in draw_study(summary, tmp_path)}

@@ -1,10 +1,12 @@
 """`offmarl evaluate --offline`: runs judged by the data that they were trained on; no environment is touched."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -313,9 +315,9 @@ def _by_parts(name: str, logged: Logged, config: OpeConfig, seed: int, reporter:
 
 def _estimate(judged: Judgement, own: slice) -> OfflineEstimate:
     """The policies `own` of one run."""
-    per_seed = [value if value == value else None for value in judged.value[own].tolist()]
+    per_seed = [value if math.isfinite(value) else None for value in judged.value[own].tolist()]
     known = [value for value in per_seed if value is not None]
-    value = sum(known) / len(known) if len(known) == len(per_seed) else None
+    value = mean(known) if len(known) == len(per_seed) else None  # exact: of equal values it is that value
     low, high = _middle(judged.draws[own].mean(0)) if value is not None else (None, None)
     details = {key: float(numbers[own].mean()) for key, numbers in judged.details.items()}
     return OfflineEstimate(tuple(per_seed), value, low, high, details)

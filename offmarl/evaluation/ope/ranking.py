@@ -14,6 +14,7 @@ from offmarl.streams import stream_seed
 
 RESAMPLES = 2_000
 FEWEST = 3  # candidates that can be said to be ranked
+ROUNDING = 1e-9  # of the largest value: what lies closer together is equal
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def accuracies(candidates: Sequence[Candidate], estimators: Sequence[str]) -> li
     found = []
     for data in dict.fromkeys(candidate.data for candidate in candidates):
         own = [one for one in candidates if one.data == data and one.true_return is not None]
-        true = np.array([one.true_return for one in own], dtype=np.float64)
+        true = _tied(np.array([one.true_return for one in own], dtype=np.float64))
         if len(own) < FEWEST or true.max() == true.min():
             continue
         for name in estimators:
@@ -60,7 +61,7 @@ def accuracies(candidates: Sequence[Candidate], estimators: Sequence[str]) -> li
             told = np.array([value is not None for value in said])
             if told.sum() < FEWEST:
                 continue
-            estimated = np.array([np.nan if value is None else value for value in said])
+            estimated = _tied(np.array([np.nan if value is None else value for value in said]))
             low, high = _interval(estimated[told], true[told])
             best = int(np.flatnonzero(told)[np.argmax(estimated[told])])
             found.append(
@@ -79,6 +80,19 @@ def accuracies(candidates: Sequence[Candidate], estimators: Sequence[str]) -> li
                 )
             )
     return found
+
+
+def _tied(values: np.ndarray) -> np.ndarray:
+    """`values` [C], those that differ by rounding alone made the smallest of them; NaN stays."""
+    if not values.size:
+        return values
+    order = values.argsort()
+    ordered = values[order]
+    close = np.diff(ordered, prepend=np.nan) <= ROUNDING * np.nanmax(np.abs(values))
+    first = np.maximum.accumulate(np.where(close, 0, np.arange(len(values))))
+    tied = np.empty_like(values)
+    tied[order] = ordered[first]
+    return tied
 
 
 def spearman(estimated: np.ndarray, true: np.ndarray) -> float | None:
