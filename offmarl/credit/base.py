@@ -46,6 +46,11 @@ class Credit:
     fallback: bool = False  # every agent got R/N because the data does not say more
     reason: str = ""  # why, also where a fallback was wanted but switched off; else what to be careful about
 
+    @property
+    def equal(self) -> bool:
+        """Whether everybody is paid the same in every row."""
+        return bool((self.reward == self.reward[:, :1]).all())
+
 
 class Decomposer(ABC):
     """Splits the team's reward into one reward per agent. Never sees the true individual rewards."""

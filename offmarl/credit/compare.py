@@ -13,6 +13,7 @@ from torch import Tensor
 from offmarl.credit.base import Credit
 from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.relabel import BUILT_IN, rewards_for, stored_report
+from offmarl.credit.samples import varies
 from offmarl.data.store import Dataset
 from offmarl.data.table import rows_with_successor
 from offmarl.errors import UsageError
@@ -64,13 +65,17 @@ def compare(dataset: Dataset, names: Sequence[str]) -> Comparison:
         Credit(rewards_for(dataset, name)) if report is None else report.credit
         for name, report in zip(names, reports, strict=True)
     ]
-    rows, heldout = _common_rows(dataset, credits)
+    learned = [
+        credit
+        for credit, report in zip(credits, reports, strict=True)
+        if report is not None and not credit.equal
+    ]
+    rows, heldout = _common_rows(dataset, learned)
     known = "agent_reward" in dataset.card.arrays
     truth = rewards_for(dataset, "true")[rows] if known else None
     team_reward = dataset.read("team_reward")[rows]
     contenders = []
     for name, report, credit in zip(names, reports, credits, strict=True):
-        equal = credit.fallback or name in ("team", "mean")
         agreement = None
         if truth is not None:
             agreement = agreement_with_truth(
@@ -80,7 +85,7 @@ def compare(dataset: Dataset, names: Sequence[str]) -> Comparison:
                 credit.masks,
                 credit.input_names,
                 dataset.spec.causes,
-                equal=equal,
+                equal=credit.equal,
             )
         contenders.append(
             Contender(
@@ -107,13 +112,13 @@ def compare(dataset: Dataset, names: Sequence[str]) -> Comparison:
 
 def correlation(first: Tensor, second: Tensor) -> float | None:
     """Mean over agents of the Pearson correlation of two splits [n, N]; None if no agent's varies in both."""
-    a, b = first.double(), second.double()
-    a, b = a - a.mean(0), b - b.mean(0)
-    spread = (a.square().mean(0) * b.square().mean(0)).sqrt()  # [N]
-    varies = spread > 1e-10
-    if not varies.any():
+    common = varies(first) & varies(second)  # [N]
+    if not common.any():
         return None
-    return float(((a * b).mean(0)[varies] / spread[varies]).mean())
+    a, b = first[:, common].double(), second[:, common].double()
+    a, b = a - a.mean(0), b - b.mean(0)
+    spread = a.square().mean(0).sqrt() * b.square().mean(0).sqrt()
+    return float(((a * b).mean(0) / spread).mean())
 
 
 def common_edges(first: Tensor | None, second: Tensor | None) -> float | None:
@@ -123,20 +128,26 @@ def common_edges(first: Tensor | None, second: Tensor | None) -> float | None:
     return 2 * int((first & second).sum()) / int(first.sum() + second.sum())
 
 
-def _common_rows(dataset: Dataset, credits: Sequence[Credit]) -> tuple[Tensor, bool]:
-    """The transitions to compare on, and whether they were held out of every fit."""
+def _common_rows(dataset: Dataset, learned: Sequence[Credit]) -> tuple[Tensor, bool]:
+    """The transitions to compare on, and whether they were held out of every fit.
+
+    A decomposition that does not say what it held out may have been fitted on everything.
+    """
     transitions = rows_with_successor(dataset.episode_start)
+    held_out = [credit.heldout_rows for credit in learned]
     unseen = torch.zeros(dataset.card.rows, dtype=torch.bool)
     unseen[transitions] = True
-    fitted = [credit.heldout_rows for credit in credits if credit.heldout_rows is not None]
-    for heldout_rows in fitted:
+    fewest = FEWEST_ROWS
+    for rows in held_out:
+        if rows is None:
+            return transitions, False
         of_this = torch.zeros_like(unseen)
-        of_this[heldout_rows] = True
+        of_this[rows] = True
         unseen &= of_this
-    rows = unseen.nonzero().flatten()
-    if fitted and len(rows) < min(FEWEST_ROWS, *map(len, fitted)):
+        fewest = min(fewest, len(rows))
+    if held_out and int(unseen.sum()) < fewest:
         return transitions, False
-    return rows, True
+    return unseen.nonzero().flatten(), True
 
 
 def _rank(contender: Contender) -> tuple[bool, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from offmarl.credit.coverage import exploration, overlap
 from offmarl.credit.heads import FittedFunctions
 from offmarl.credit.locality import Locality, measure_locality
-from offmarl.credit.samples import Samples
+from offmarl.credit.samples import Samples, varies
 
 IDENTIFIED = "identified"
 SHARED_TERM = "identified up to a shared term"
@@ -78,6 +78,8 @@ class Diagnosis:
 
     def reason_to_fall_back(self, agents: Sequence[str]) -> str:
         """Why R/N is the better answer, empty where it is not."""
+        if unknown := self._not_finite(agents):
+            return f"some figures could not be computed on the held-out transitions ({unknown}): too few, or too alike"
         if doubtful := self._reproducible_below(DISPUTED, agents):
             return (
                 "refits on resampled episodes disagree about who earned what (reproducibility below "
@@ -100,6 +102,18 @@ class Diagnosis:
                 f"little the agents' rewards differ (expected skill {self.expected_skill:.2f}, needs {needed})"
             )
         return ""
+
+    def _not_finite(self, agents: Sequence[str]) -> str:
+        """Names of the figures that came out as no number."""
+        figures = self.metrics()
+        figures |= {f"ambiguity of {who}": a for who, a in zip(agents, self.ambiguity, strict=True)}
+        figures |= {
+            f"reproducibility of {who}": kappa
+            for who, kappa in zip(agents, self.reproducibility, strict=True)
+        }
+        return ", ".join(
+            name for name, value in figures.items() if value is not None and not math.isfinite(value)
+        )
 
     def _reproducible_below(self, limit: float, agents: Sequence[str]) -> str:
         """Name the agents whose κ_i is less, with it."""
@@ -153,11 +167,12 @@ def diagnose(
 ) -> Diagnosis:
     """What held-out transitions say about an ensemble whose first `plain` members are the estimate.
 
-    Two further members are probes with opposed tie-breaks. `kinds` says which of all variables are actions and
+    The others are pairs of probes with opposed tie-breaks. `kinds` says which of all variables are actions and
     which are successors, a bool each. The truth is not looked at.
     """
     members = fitted.predict(samples.heldout_inputs, samples.heldout_alive)  # [M, N, H]
     point, team_reward = members[:plain].mean(0), samples.heldout_team_reward
+    probes = members[plain:].unflatten(0, (-1, 2))  # [P, 2, N, H]
     varying, unit = samples.scale.varying, samples.scale.reward_std
     action, successor = (kind.to(varying.device)[varying] for kind in kinds)
     edges = torch.zeros_like(samples.own).scatter_(1, fitted.heads.variables, (fitted.gates > 0).any(0))
@@ -169,9 +184,7 @@ def diagnose(
         fit_r2=r_squared(point.sum(0), team_reward),
         expected_skill=expected_skill(point, team_reward, contested),
         expected_error=unit * expected_error(point, team_reward, contested),
-        ambiguity=tuple(ambiguity(members[-2], members[-1], point).tolist())
-        if len(members) > plain
-        else unknown,
+        ambiguity=tuple(ambiguity(probes[:, 0], probes[:, 1], point).tolist()) if len(probes) else unknown,
         reproducibility=tuple(reproducibility(members).tolist()) if several else unknown,
         std_median=unit * float(members.std(0).median()) if several else None,
         locality=locality,
@@ -189,8 +202,8 @@ def r_squared(predicted: Tensor, target: Tensor) -> float:
 
 
 def ambiguity(first: Tensor, second: Tensor, point: Tensor) -> Tensor:
-    """A_i = sd(r̂_i of one probe - of the other) / sd(r̂_i); [N, H] each -> [N]."""
-    return (first - second).std(1) / point.std(1).clamp(min=1e-9)
+    """A_i = sd(r̂_i of one probe - of the other) / sd(r̂_i), the largest over pairs; [P, N, H] x 2, [N, H] -> [N]."""
+    return (first - second).std(-1).amax(0) / point.std(-1).clamp(min=1e-9)
 
 
 def reproducibility(members: Tensor) -> Tensor:
@@ -245,15 +258,15 @@ def agreement_with_truth(
     r, estimate = _centred(truth), _centred(reward)
     naive = _centred(team_reward[:, None] / truth.shape[1])
     spread, error = r.square().mean(0), (estimate - r).square().mean(0)  # [N]
-    varies = spread > 1e-10 * (1 + truth.double().square().mean(0))
+    paid = varies(truth)  # [N]
     naive_error = float((naive - r).square().mean())
-    decidable = naive_error > 1e-10 * float(spread.mean()) and bool(varies.any())
-    pearson = (r * estimate).mean(0) / (spread * estimate.square().mean(0)).sqrt().clamp(min=1e-12)
+    decidable = naive_error > 1e-10 * float(spread.mean()) and bool(paid.any())
+    pearson = (r * estimate).mean(0) / (spread.sqrt() * estimate.square().mean(0).sqrt()).clamp(min=1e-300)
     beta = torch.linalg.lstsq(r, estimate, driver="gelsd").solution  # [N, N]: of true j in the estimate of i
-    hijacked = (beta.diagonal() < 0.5)[varies].double()
+    hijacked = (beta.diagonal() < 0.5)[paid].double()
     return {
-        "pearson": float(pearson[varies].mean()) if varies.any() else None,
-        "r2": float((1 - error / spread.clamp(min=1e-300))[varies].mean()) if varies.any() else None,
+        "pearson": float(pearson[paid].mean()) if paid.any() else None,
+        "r2": float((1 - error / spread.clamp(min=1e-300))[paid].mean()) if paid.any() else None,
         "skill": 1 - float(error.mean()) / naive_error if decidable else None,
         "hijack": float(hijacked.mean()) if decidable and not equal else None,
         "f1": _mask_f1(masks, input_names, causes),

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from offmarl.credit.base import Credit, Decomposer, Progress
 from offmarl.credit.inputs import input_layout
-from offmarl.credit.samples import Samples, Scale, prepare
+from offmarl.credit.samples import Samples, Scale, prepare, varies
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
 from offmarl.settings import Count, Share
 
 FEWEST_EPISODES = 10  # fewer cannot be split and resampled
+ONLY_AGENT = "the only agent: its reward is R"  # a verdict
 ASSIGN_CHUNK = 32_768  # agents x rows predicted at a time
 
 
@@ -35,11 +36,12 @@ class FittedDecomposer(Decomposer):
     """A decomposition that is learned from standardised transitions, on episodes of which some are held out.
 
     The living share constants equally (no data tells whose they are), and R/N is the answer where nothing can be
-    fitted: fewer than 10 episodes, or a constant reward.
+    fitted or checked: fewer than 10 episodes, or a constant reward.
     """
 
     config: FitConfig
     reason: str  # why the answer is R/N, empty where it is not
+    exact: str  # the verdict where R/N is known to be exact, empty where it is not
     scale: Scale
     heldout_rows: Tensor | None  # [H]
     mask: Tensor | None  # [N, V] bool: edges found
@@ -60,12 +62,15 @@ class FittedDecomposer(Decomposer):
 
     def forget(self) -> None:
         """Know nothing yet."""
-        self.reason = ""
+        self.reason = self.exact = ""
         self.heldout_rows = self.mask = self.edge_probability = None
 
     def fit(self, transitions: Transitions) -> None:
         """Learn the split, unless there is nothing to learn from; then `reason` says what is missing."""
         self.forget()
+        if self.spec.n_agents == 1:
+            self.reason, self.exact = "there is one agent: its reward is the team's", ONLY_AGENT
+            return
         if transitions.n_episodes < FEWEST_EPISODES:
             self.reason = (
                 f"{transitions.n_episodes} episodes are too few to hold some out: {FEWEST_EPISODES} needed"
@@ -77,6 +82,12 @@ class FittedDecomposer(Decomposer):
         if not samples.scale.reward_std or not len(samples.scale.varying):
             constant = "the team reward" if not samples.scale.reward_std else "every observation and action"
             self.reason = f"{constant} is constant: there is nothing to explain"
+            return
+        if not bool(varies(transitions.column("team_reward")[samples.heldout_rows.to(transitions.device)])):
+            self.reason = (
+                f"the team reward never varies where it was held out (transitions: {len(samples.heldout_rows)}): "
+                "no split can be checked; collect more episodes"
+            )
             return
         self.learn(samples, transitions)
 

@@ -33,12 +33,14 @@ from offmarl.credit.diagnosis import (
 from offmarl.credit.fitted import FitConfig, FittedDecomposer
 from offmarl.credit.gates import mean_gates, open_probability, sample_gates
 from offmarl.credit.heads import FittedFunctions, RewardHeads, minimise, variables_seen
+from offmarl.credit.probes import probe_weights
 from offmarl.credit.samples import Samples, living
 from offmarl.data.table import Transitions
 from offmarl.settings import Count, NonNegative, Positive, Share
 from offmarl.streams import stream
 
 CLOSED = 0.05  # probability below which a gate half-way through never opens again (measured)
+CERTAIN = 0.95  # probability above which one agent's edge is its whole role's
 
 
 @dataclass
@@ -100,14 +102,13 @@ class Macca(FittedDecomposer):
     config_class = MaccaConfig
 
     config: MaccaConfig
-    shared_reward: bool  # R/N is exact
     fitted: FittedFunctions | None
     diagnosis: Diagnosis | None
 
     def forget(self) -> None:
         """Know nothing yet."""
         super().forget()
-        self.shared_reward, self.fitted, self.diagnosis = False, None, None
+        self.fitted, self.diagnosis = None, None
 
     # -- the losses ----------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class Macca(FittedDecomposer):
         if self.config.shared_reward or self.spec.shared_reward:
             source = "as declared" if self.config.shared_reward else "by the environment"
             self.reason = f"all agents are paid the same, {source}: R/N is exact"
-            self.shared_reward = True
+            self.exact = DECLARED_SHARED
             return
         super().fit(transitions)
 
@@ -223,12 +224,17 @@ class Macca(FittedDecomposer):
         return 0.005 * max(1.0, 50_000 / transitions) ** (2 / 3)
 
     def edges(self, samples: Samples, edge_probability: Tensor) -> Tensor:
-        """The edges that exist, [M, N, V] bool: the probable ones; agents of one role vote on their own."""
+        """The edges that exist, [M, N, V] bool: the probable ones; agents of one role vote on their own.
+
+        They have one reward function, so that what is certain of one agent is true of all: the others' data may
+        just move that variable too little to show it.
+        """
         mask = edge_probability > self.config.keep_probability
         for variables in samples.roles:  # [members of the role, k]
             agents = samples.own[:, variables[:, 0]].int().argmax(0)[:, None]  # [members of the role, 1]
-            votes = mask[:, agents, variables]  # [M, members of the role, k]
-            mask[:, agents, variables] = (votes.float().mean(1, keepdim=True) > 0.5).expand_as(votes)
+            votes = mask[:, agents, variables].float().mean(1, keepdim=True)  # [M, 1, k]
+            certain = (edge_probability[:, agents, variables] > CERTAIN).any(1, keepdim=True)
+            mask[:, agents, variables] = (certain | (votes >= 0.5)).expand(-1, len(variables), -1)
         return mask
 
     @staticmethod
@@ -255,15 +261,13 @@ class Macca(FittedDecomposer):
     def refit(self, samples: Samples, mask: Tensor) -> FittedFunctions:
         """Fit the reward functions from scratch on the edges of `mask` [N, V], K times in one computation.
 
-        Every member sees its own resample of the training episodes. The last two are probes: their tie-breaks
-        favour every other agent, so that they differ exactly where the data does not decide.
+        Every member sees its own resample of the training episodes. The last are probes: their tie-breaks favour
+        one side of a dispute, then the other, so that they differ exactly where the data does not decide.
         """
-        members = self.config.members
-        tie_weight = torch.ones(members, self.spec.n_agents, device=self.device)
-        if members >= 3:
-            even = torch.arange(self.spec.n_agents, device=self.device) % 2 == 0
-            tie_weight[-2] = torch.where(even, 0.1, 2.0)
-            tie_weight[-1] = torch.where(even, 2.0, 0.1)
+        tie_weight = torch.ones(self.plain_members, self.spec.n_agents, device=self.device)
+        if self.config.members > self.plain_members:
+            tie_weight = torch.cat([tie_weight, probe_weights(samples, mask)])
+        members = len(tie_weight)
         rows = samples.resample_episodes(members, stream(self.seed, "macca", "refit", "episodes"))
         masks = mask.expand(members, -1, -1)
         fitted = self._fit_functions(samples, masks, tie_weight, rows, self.config.refit_steps, "refit")
@@ -306,10 +310,8 @@ class Macca(FittedDecomposer):
 
     def _verdict(self, agent: int, fall_back: bool) -> AgentVerdict:
         name, diagnosis = self.spec.agents[agent], self.diagnosis
-        if self.shared_reward:
-            return AgentVerdict(name, DECLARED_SHARED)
         if diagnosis is None:
-            return AgentVerdict(name, EQUAL_SPLIT)
+            return AgentVerdict(name, self.exact or EQUAL_SPLIT)
         verdict = KEPT if self.reason else diagnosis.verdict(agent)
         return AgentVerdict(
             name,

@@ -72,7 +72,7 @@ class Regression(FittedDecomposer):
 
     def assign(self, transitions: Transitions) -> Credit:
         """Individual rewards of every row; R/N with the reason where nothing could be fitted."""
-        verdict = UNTESTED if self.learned else EQUAL_SPLIT
+        verdict = UNTESTED if self.learned else self.exact or EQUAL_SPLIT
         answer = Credit(
             reward=self._rewards(transitions) if self.learned else equal_split(transitions),
             metrics={"fit_r2": self.fit_r2},

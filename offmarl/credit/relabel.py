@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ def decompose(
     decomposer = make_decomposer(method, dataset.spec, dict(values or {}), seed, device, progress)
     transitions = load_transitions(dataset, device, obs=decomposer.reads_obs or not dataset.spec.state_owner)
     decomposer.fit(transitions)
-    credit = decomposer.assign(transitions)
+    credit = _with_known_figures(decomposer.assign(transitions))
     seconds = time.perf_counter() - started
     rows = transitions.transition_rows if credit.heldout_rows is None else credit.heldout_rows
     report = CreditReport(
@@ -156,6 +156,12 @@ def decompose(
     )
     _write(report, dataset)
     return report
+
+
+def _with_known_figures(credit: Credit) -> Credit:
+    """The same answer, with None for every figure that could not be computed."""
+    agents = [AgentVerdict(**_without_nan(asdict(agent))) for agent in credit.agents]
+    return replace(credit, metrics=_without_nan(credit.metrics), agents=agents)
 
 
 def _require_team(dataset: Dataset) -> None:
@@ -384,7 +390,7 @@ def _truth(dataset: Dataset, credit: Credit, rows: Tensor) -> dict[str, float | 
         credit.masks,
         credit.input_names,
         dataset.spec.causes,
-        equal=credit.fallback,
+        equal=credit.equal,
     )
 
 

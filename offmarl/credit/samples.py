@@ -3,7 +3,7 @@
 Shapes: n fitted and H held-out transitions, N agents, V variables that vary, M members of an ensemble.
 """
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from offmarl.envs.base import EnvSpec
 from offmarl.streams import stream
 
 NEVER_VARIES = 1e-6  # standard deviation, relative to 1 + |mean|, below which a variable is a constant
+ROUNDING = torch.finfo(torch.float32).eps  # relative to |mean|: a smaller standard deviation is rounding
 
 
 @dataclass
@@ -102,7 +103,7 @@ def prepare(
 ) -> Samples:
     """Split, standardise and index the transitions; at least two episodes are needed.
 
-    A share `heldout` of the episodes (one at least) is held out, and so many of the others are fitted that
+    A share `heldout` of the episodes (one at least, never all) is held out, and so many of the others are fitted that
     their transitions do not exceed `max_transitions` (one at least). `layout` is the task's own unless given.
     """
     train_rows, episode, heldout_rows = split_episodes(transitions, heldout, max_transitions, seed)
@@ -116,9 +117,8 @@ def prepare(
     enough = std > NEVER_VARIES * (1 + mean.abs())
     varying, mean, std = varying[enough], mean[enough], std[enough]
     team_reward = transitions.column("team_reward")[train_rows.to(transitions.device)].double()
-    reward_mean, reward_std = float(team_reward.mean()), float(team_reward.std())
-    if reward_std <= NEVER_VARIES * (1 + abs(reward_mean)):
-        reward_std = 0.0
+    reward_mean = float(team_reward.mean())
+    reward_std = float(team_reward.std()) if bool(varies(team_reward)) else 0.0
     scale = Scale(varying, mean, std, reward_mean, reward_std)
     kept = varying.cpu()
     return Samples(
@@ -138,6 +138,16 @@ def prepare(
     )
 
 
+def varies(values: Tensor) -> Tensor:
+    """Whether the columns of `values` [n, ...] vary by more than float32 rounds their mean: [...] bool.
+
+    In whatever unit: a reward of 1e-9 and one on top of a large constant vary too.
+    """
+    values = values.double()
+    differs = values.amax(0) > values.amin(0)
+    return differs & (values.std(0, correction=0) > ROUNDING * values.mean(0).abs())
+
+
 def split_episodes(
     transitions: Transitions, heldout: float, max_transitions: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +157,7 @@ def split_episodes(
     order = torch.randperm(transitions.n_episodes, generator=stream(seed, "credit", "split"))
     rank = order.argsort()[episode]  # place of each transition's episode in the random order
     length = torch.bincount(rank, minlength=transitions.n_episodes)
-    n_heldout = max(1, round(heldout * transitions.n_episodes))
+    n_heldout = min(max(1, round(heldout * transitions.n_episodes)), transitions.n_episodes - 1)
     total = length[n_heldout:].cumsum(0)
     n_train = max(1, int((total <= max_transitions).sum()))
     fitted = (rank >= n_heldout) & (rank < n_heldout + n_train)
@@ -155,32 +165,35 @@ def split_episodes(
 
 
 def _roles(spec: EnvSpec, layout: InputLayout, varying: Tensor) -> list[Tensor]:
-    """Own variables of agents that play the same role and observe alike, position by position.
+    """Own variables of agents that play the same role and observe alike, one by one.
 
-    Only where the variables are observations: dimensions of a global state have no layout to compare.
+    Agents observe alike if each has every variable that varies for one of them; a constant tells nothing. Only
+    where the variables are observations: dimensions of a global state have no layout to compare.
     """
     if spec.state_owner:
         return []
     place = {int(variable): k for k, variable in enumerate(varying)}
     roles = []
     for group in spec.groups:
-        agents = [spec.agents.index(name) for name in group]
-        own = [(layout.owner == agent).nonzero().squeeze(1).tolist() for agent in agents]
-        called = {
-            _anonymous([layout.names[k] for k in variables], name, spec.agents)
-            for name, variables in zip(group, own, strict=True)
-        }
-        if len(agents) < 2 or len(called) > 1:
-            continue
-        everywhere = [
-            column for column in zip(*own, strict=True) if all(variable in place for variable in column)
-        ]
-        if everywhere:
-            roles.append(torch.tensor([[place[variable] for variable in column] for column in everywhere]).T)
+        own = [_anonymous(layout, spec, agent) for agent in group]
+        seen = [{name for name, variable in variables.items() if variable in place} for variables in own]
+        alike = all(set().union(*seen) <= variables.keys() for variables in own)
+        everywhere = [name for name in own[0] if all(name in names for names in seen)]
+        if len(group) > 1 and alike and everywhere:
+            roles.append(torch.tensor([[place[variables[name]] for name in everywhere] for variables in own]))
     return roles
 
 
-def _anonymous(names: Sequence[str], agent: str, agents: Sequence[str]) -> tuple[str, ...]:
-    """Names of an agent's variables without saying which agent, or which other agent, they are about."""
-    who = dict.fromkeys(agents, "other") | {agent: "own"}
-    return tuple(".".join(who.get(part, part) for part in name.split(".")) for name in names)
+def _anonymous(layout: InputLayout, spec: EnvSpec, agent: str) -> dict[tuple[str, int], int]:
+    """An agent's own variables by a name that says neither which agent, nor which other agent, they are about.
+
+    The number tells variables of one such name apart.
+    """
+    who = dict.fromkeys(spec.agents, "other") | {agent: "own"}
+    found: dict[tuple[str, int], int] = {}
+    times: Counter[str] = Counter()
+    for variable in (layout.owner == spec.agents.index(agent)).nonzero().flatten().tolist():
+        name = ".".join(who.get(part, part) for part in layout.names[variable].split("."))
+        found[name, times[name]] = variable
+        times[name] += 1
+    return found

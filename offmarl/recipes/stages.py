@@ -147,8 +147,7 @@ def _measure_credit(source: Path | str, settings: CellSettings, scratch: Path, d
         "seconds": report.seconds,
         "cpu_seconds": time.process_time() - before,
     }
-    reward = report.credit.reward
-    if bool((reward == reward[:, :1]).all()):
+    if report.credit.equal:
         found["hijack"] = None  # in an equal split nobody is paid for another's
     answer = report.to_json()
     return Measurement(

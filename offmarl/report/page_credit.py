@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offmarl.credit.diagnosis import DISPUTED, REPRODUCIBLE
+from offmarl.credit.regression import UNTESTED
 from offmarl.credit.relabel import CreditReport, rewards_for
 from offmarl.data.store import Dataset
 from offmarl.data.table import rows_with_successor
@@ -78,14 +79,21 @@ def credit_section(dataset: Dataset, report: CreditReport) -> CreditSection:
 
 def _headline(report: CreditReport) -> str:
     """The decomposition in a sentence."""
-    agents, truth = report.credit.agents, report.truth or {}
-    if report.credit.fallback:
-        said = f"{report.name} gives every agent the same share, because the data does not tell them apart"
+    credit, truth = report.credit, report.truth or {}
+    verdicts = [agent.verdict for agent in credit.agents]
+    if credit.equal:
+        said = f"{report.name} gives every agent the same share"
+        if credit.reason:
+            said += f" ({credit.reason})"
+    elif set(verdicts) == {UNTESTED}:
+        said = (
+            f"{report.name} splits the team's reward; whether the data identifies that split was not tested"
+        )
     else:
-        identified = sum(agent.verdict.startswith("identified") for agent in agents)
+        identified = sum(verdict.startswith("identified") for verdict in verdicts)
         said = (
             f"{report.name} says who earned the team's reward; "
-            f"the data identifies the share of {identified} of {len(agents)} agents"
+            f"the data identifies the share of {identified} of {len(verdicts)} agents"
         )
     if truth.get("skill") is not None:
         said += f"; skill {truth['skill']:.2f} against the truth (0: as good as equal shares, 1: exact)"

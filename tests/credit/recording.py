@@ -1,6 +1,6 @@
 """Transitions straight from an environment, without files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -94,3 +94,37 @@ class NoisyChase:
         wanted = (self.gain * place - self.damping * velocity).clamp(-1, 1)
         noise = self.noise * torch.randn(wanted.shape, generator=generator)
         return torch.where(self.random, uniform(spec, frame, generator), (wanted + noise).clamp(-1, 1))
+
+
+def table(
+    agents: int,
+    reward: Callable[[Tensor, Tensor], Tensor],
+    episodes: int = 60,
+    horizon: int = 20,
+    order: Sequence[int] | None = None,
+    variables: int = 2,
+) -> tuple[Transitions, Tensor]:
+    """Agents a0, a1, ... with normal variables x0, x1, ..., one action u and `reward(obs, action)` [R, N].
+
+    The table and the true rewards; the same with the agents in another `order`.
+    """
+    names = tuple(f"a{agent}" for agent in range(agents))
+    spec = EnvSpec(
+        id="table",
+        agents=names,
+        groups=(names,),
+        action_type="continuous",
+        obs_names=(tuple(f"x{k}" for k in range(variables)),) * agents,
+        action_names=(("u",),) * agents,
+        horizon=horizon,
+        has_agent_reward=False,
+    )
+    rows, generator = episodes * (horizon + 1), stream(0, "table")
+    obs = torch.randn(rows, agents, variables, generator=generator)
+    action = 2 * torch.rand(rows, agents, 1, generator=generator) - 1
+    step = torch.arange(rows) % (horizon + 1)
+    truth = reward(obs, action) * (step < horizon)[:, None]
+    places = list(order or range(agents))
+    arrays = {"obs": obs[:, places], "action": action[:, places], "team_reward": truth.sum(1)}
+    arrays |= {"terminated": torch.zeros(rows), "truncated": (step == horizon - 1).float()}
+    return Transitions.from_arrays(spec, arrays, torch.arange(episodes + 1) * (horizon + 1)), truth[:, places]

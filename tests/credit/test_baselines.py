@@ -15,7 +15,7 @@ from offmarl.credit.fitted import FitConfig
 from offmarl.credit.macca_paper import MaccaPaperConfig
 from offmarl.credit.registry import decomposer_class, make_decomposer
 from offmarl.credit.regression import UNTESTED
-from offmarl.credit.samples import living
+from offmarl.credit.samples import living, split_episodes
 from offmarl.credit.shapley import Shapley, ShapleyConfig
 from offmarl.data.table import Transitions
 from offmarl.streams import stream
@@ -145,6 +145,11 @@ def test_what_cannot_be_fitted_is_split_equally_with_the_reason(small, method):
     _, credit = split(constant, method, SMALL[method])
     assert "the team reward is constant" in credit.reason
     assert credit.reward[transitions.transition_rows].unique().tolist() == [2.0]
+    sparse = replace(transitions, row=transitions.row.clone())
+    sparse.column("team_reward")[split_episodes(transitions, 0.1, 10**9, seed=0)[2]] = 0
+    _, credit = split(sparse, method, SMALL[method])
+    assert credit.fallback
+    assert "never varies where it was held out (transitions: 200)" in credit.reason
 
 
 @METHODS

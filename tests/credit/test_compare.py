@@ -6,6 +6,7 @@ import torch
 from recording import HASTY
 
 from offmarl.credit.compare import common_edges, compare, correlation
+from offmarl.credit.macca import Macca
 from offmarl.credit.relabel import decompose
 from offmarl.errors import UsageError
 
@@ -39,6 +40,25 @@ def test_where_nothing_was_held_out_of_all_every_transition_counts(dataset):
     comparison = compare(dataset, ["seed-0", "seed-1"])
     assert not comparison.heldout
     assert comparison.transitions == len(dataset)
+
+
+def test_a_decomposition_that_names_no_held_out_rows_may_have_seen_all(dataset, monkeypatch):
+    decompose(dataset, values=KEPT, seed=0, name="first")
+    monkeypatch.setattr(Macca, "named", lambda self, credit: credit)
+    assert decompose(dataset, values=KEPT, seed=0, name="own").credit.heldout_rows is None
+    for names in (["own", "true"], ["own", "first"]):
+        comparison = compare(dataset, names)
+        assert not comparison.heldout
+        assert comparison.transitions == len(dataset)
+    decompose(dataset, "mean", name="equal")
+    assert compare(dataset, ["equal", "first"]).heldout, "an equal split saw nothing"
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e6])
+def test_the_unit_does_not_matter(unit):
+    first = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    second = first + torch.randn(500, 3, generator=torch.Generator().manual_seed(1))
+    assert correlation(unit * first, unit * second) == pytest.approx(correlation(first, second), rel=1e-4)
 
 
 def test_correlation_is_the_mean_over_the_agents_that_vary():

@@ -63,6 +63,15 @@ def test_a_truth_that_never_changes_gives_no_number(truth):
     assert agreement["r2"] is None
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e6])
+def test_the_unit_of_the_reward_does_not_matter(truth, unit):
+    estimate = truth + 0.3 * torch.randn(truth.shape, generator=stream(2, "error"))
+    plain = agreement_with_truth(estimate, truth, truth.sum(1))
+    scaled = agreement_with_truth(unit * estimate, unit * truth, unit * truth.sum(1))
+    for name in ("pearson", "r2", "skill", "hijack"):
+        assert scaled[name] == pytest.approx(plain[name], rel=1e-4)
+
+
 def test_f1_counts_edges_of_all_agents(truth):
     masks = torch.tensor([[True, True, False], [False, False, True]])
     agreement = agreement_with_truth(
@@ -82,7 +91,11 @@ def test_reproducibility_is_the_reliability_of_the_mean(truth):
 
 def test_ambiguity_is_in_units_of_the_answer(truth):
     point = truth.T
-    assert ambiguity(1.1 * point, 0.9 * point, point).tolist() == pytest.approx([0.2] * 3, rel=1e-3)
+    first, second = (
+        torch.stack([1.1 * point, point]),
+        torch.stack([0.9 * point, point]),
+    )  # two pairs of probes
+    assert ambiguity(first, second, point).tolist() == pytest.approx([0.2] * 3, rel=1e-3)
 
 
 def test_expected_skill_foresees_the_real_one(truth):
@@ -153,6 +166,20 @@ def test_doubts_are_named():
     assert _diagnosis(expected_skill=0.1).reason_to_fall_back(TWO) == ""
     assert "needs 0.4" in _diagnosis(expected_skill=0.3, ambiguity=(0.8, 1.0)).reason_to_fall_back(TWO)
     assert _diagnosis(ambiguity=(0.1, 0.9)).verdict(1) == "identified up to a shared term"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"fit_r2": float("-inf")}, "fit_r2"),
+        ({"expected_skill": float("nan")}, "expected_skill"),
+        ({"ambiguity": (0.1, float("nan"))}, "ambiguity of b"),
+        ({"reproducibility": (float("nan"), 0.9)}, "reproducibility of a"),
+    ],
+)
+def test_a_figure_that_is_no_number_is_a_doubt(values, named):
+    reason = _diagnosis(**values).reason_to_fall_back(TWO)
+    assert f"could not be computed on the held-out transitions ({named})" in reason
 
 
 def test_what_two_agents_could_be_paid_for_is_not_one_of_theirs():

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from recording import table
 
 from offmarl.credit.inputs import NOBODY, input_layout, transition_inputs
-from offmarl.credit.samples import prepare, split_episodes
+from offmarl.credit.samples import prepare, split_episodes, varies
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import UsageError
@@ -104,6 +105,48 @@ def test_roles_follow_the_owners():
     (role,) = roles({"*.y": "nobody"})
     assert role.tolist() == [[0, 4, 5, 8], [2, 6, 7, 10]]
     assert roles({"a.y": "nobody"}) == []  # the agents no longer own alike
+
+
+def test_a_constant_that_one_agent_alone_observes_leaves_the_roles():
+    transitions, _ = table(3, lambda obs, action: obs[:, :, 0], episodes=10)
+    spec = transitions.spec.model_copy(
+        update={"obs_names": (("x0", "x1", "flag"), ("x0", "x1"), ("x0", "x1"))}
+    )
+    names = ("action", "team_reward", "terminated", "truncated")
+
+    def roles(flag: torch.Tensor) -> list[torch.Tensor]:
+        obs = torch.nn.functional.pad(transitions.column("obs"), (0, 1))
+        obs[:, 0, 2] = flag
+        arrays = {name: transitions.column(name) for name in names} | {"obs": obs}
+        flagged = Transitions.from_arrays(spec, arrays, transitions.episode_start)
+        return prepare(flagged, 0.1, 10**9, 0, torch.device("cpu")).roles
+
+    (plain,) = prepare(transitions, 0.1, 10**9, 0, torch.device("cpu")).roles
+    (role,) = roles(torch.tensor(7.0))
+    assert role.equal(plain)
+    assert roles(torch.arange(len(transitions.row)).float()) == []  # what it tells, the others do not see
+
+
+def test_never_is_everything_held_out(scm):
+    transitions = scm[0].episodes(range(20))
+    train, _, heldout = split_episodes(transitions, 0.99, 10**9, seed=0)
+    assert (len(train), len(heldout)) == (25, 19 * 25)
+
+
+def test_what_varies_does_not_depend_on_the_unit():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1_000, 6, generator=generator) * torch.tensor([1.0, 1e-9, 3.5, 0.0, 0.0, 0.0])
+    values += torch.tensor([0.0, 1e-9, 4e6, 5.0, 0.0, 0.1])
+    values[::2, 5] = torch.tensor(0.1).nextafter(torch.tensor(1.0))  # the last bit
+    assert varies(values).tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("unit", "offset"), [(1e-9, 0.0), (1.0, 4e6)])
+def test_a_reward_in_any_unit_is_no_constant(unit, offset):
+    transitions, _ = table(3, lambda obs, action: obs[:, :, 0], episodes=10)
+    transitions.column("team_reward").mul_(unit).add_(offset)
+    samples = prepare(transitions, 0.1, 10**9, 0, torch.device("cpu"))
+    assert samples.scale.reward_std == pytest.approx(3**0.5 * unit, rel=0.2)
 
 
 def test_the_split_keeps_episodes_whole_and_is_a_partition(scm):

@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recording import QUICK, agreement, record
+from recording import QUICK, agreement, record, table
 
 from offmarl.credit.base import Credit
 from offmarl.credit.heads import FittedFunctions, RewardHeads, variables_seen
 from offmarl.credit.macca import Macca, MaccaConfig
-from offmarl.credit.samples import prepare
+from offmarl.credit.samples import prepare, split_episodes
 from offmarl.data.table import Transitions
 from offmarl.envs.base import EnvSpec
 from offmarl.errors import UsageError
@@ -328,6 +328,59 @@ def test_a_users_map_of_owners_decides_whose_variables_are(scm, hasty):
     assert credit.masks[2].sum() > credit.masks[:2].sum()
     with pytest.raises(UsageError, match=r"variable 'agent_0\.x77'"):
         Macca(transitions.spec, replace(hasty, owner={"agent_0.x77": "nobody"}))
+
+
+def test_what_is_certain_of_one_agent_is_true_of_its_role():
+    transitions, _ = table(4, lambda obs, action: obs[:, :, 0])
+    decomposer = Macca(transitions.spec, MaccaConfig())
+    samples = prepare(transitions, 0.1, 10**9, 0, torch.device("cpu"))
+    (role,) = samples.roles  # [4, k]
+    probability = torch.zeros(1, 4, samples.inputs.shape[1])
+    agents = torch.arange(4)
+    for place, of_each in enumerate(([0.6, 0.6, 0.2, 0.1], [0.99, 0.1, 0, 0], [0.9, 0.1, 0, 0])):
+        probability[0, agents, role[:, place]] = torch.tensor(of_each)
+    mask = decomposer.edges(samples, probability)[0]
+    kept = [[bool(mask[agent, role[agent, place]]) for agent in range(4)] for place in range(3)]
+    assert kept == [[True] * 4, [True] * 4, [False] * 4]  # half of them, one for certain, one perhaps
+
+
+def test_a_quiet_agent_of_a_role_costs_the_others_no_edge():
+    def quiet(obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        obs[:, 1] *= 0.1  # one reward function, but this agent hardly moves
+        return torch.sin(2 * obs[:, :, 0]) + 0.5 * obs[:, :, 1]
+
+    transitions, truth = table(2, quiet, episodes=200)
+    credit = split(transitions, MaccaConfig(**QUICK))
+    assert agreement(credit, transitions, truth)["skill"] > 0.9
+
+
+def test_the_held_out_reward_must_vary(scm, hasty):
+    transitions = scm[0].episodes(range(20))
+    rows = split_episodes(transitions, 0.1, 10**9, seed=0)[2]
+    sparse = replace(transitions, row=transitions.row.clone())
+    sparse.column("team_reward")[rows] = 0
+    credit = split(sparse, hasty)
+    assert credit.fallback
+    assert "never varies where it was held out (transitions: 50)" in credit.reason
+    assert "collect more episodes" in credit.reason
+    assert credit.metrics == {"fit_r2": None}
+    one = split(transitions, replace(hasty, max_transitions=1))
+    assert "never varies where it was held out (transitions: 1)" in one.reason
+
+
+def test_one_agent_is_paid_the_teams_reward(hasty):
+    transitions, truth = table(1, lambda obs, action: obs[:, :, 0])
+    credit = split(transitions, hasty)
+    assert credit.reward.equal(truth)
+    assert credit.reason == "there is one agent: its reward is the team's"
+    assert credit.agents[0].verdict == "the only agent: its reward is R"
+
+
+def test_a_few_refits_have_no_probes(hasty):
+    transitions, _ = table(2, lambda obs, action: obs[:, :, 0], episodes=20)
+    for members in (1, 2):
+        credit = split(transitions, replace(hasty, members=members, structure_steps=40, fallback=False))
+        assert [agent.ambiguity for agent in credit.agents] == [None, None]
 
 
 def test_a_wrong_setting_is_refused():

@@ -26,6 +26,7 @@ def test_yaml_and_json_say_the_same(tmp_path):
         ("on: agent_0", "'True: agent_0' is no name and name"),
         ("x0: [agent_0", "neither YAML nor JSON"),
         ("*.prey: nobody", "neither YAML nor JSON"),
+        ("x0: 2020-13-45", "neither YAML nor JSON (month must be in 1..12)"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, text, problem):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from recording import HASTY
 
+from offmarl.credit.base import AgentVerdict
+from offmarl.credit.baselines import EqualSplit
 from offmarl.credit.relabel import (
     available_rewards,
     decompose,
@@ -73,6 +75,7 @@ def test_built_in_rewards(dataset):
 def test_the_mean_can_be_asked_for_as_a_method(dataset):
     report = decompose(dataset, "mean")
     assert report.truth["skill"] == pytest.approx(0, abs=1e-6)
+    assert report.truth["hijack"] is None, "in an equal split nobody is paid for another's"
     assert torch.allclose(report.credit.reward, rewards_for(dataset, "mean"))
 
 
@@ -145,6 +148,19 @@ def test_wrong_names_are_refused_before_any_work(dataset):
     with pytest.raises(UsageError, match="cannot name"):
         decompose(dataset, name="../macca")
     assert not (dataset.folder / "credit").exists()
+
+
+def test_figures_that_are_no_numbers_are_not_printed(dataset, monkeypatch):
+    plain = EqualSplit.assign
+
+    def odd(self, transitions):
+        agents = [AgentVerdict("a", "v", ambiguity=float("nan"), reproducibility=0.5)]
+        return replace(plain(self, transitions), metrics={"fit_r2": float("-inf")}, agents=agents)
+
+    monkeypatch.setattr(EqualSplit, "assign", odd)
+    credit = decompose(dataset, "mean").credit
+    assert credit.metrics == {"fit_r2": None}
+    assert credit.agents == [AgentVerdict("a", "v", reproducibility=0.5)]
 
 
 def test_numbers_that_json_lacks_become_null(dataset):
