@@ -74,7 +74,7 @@ def credit_lines(report: CreditReport) -> list[str]:
             edge["kept"] and edge["probability"] < 0.5 for agent in agents for edge in report.edges(agent)
         ):
             lines.append(
-                "edges of low probability are kept where half of the agents of the same role have them, or one for certain"
+                "edges of low probability are kept where half of the same role's agents have them, or one for certain"
             )
     if credit.reason:
         lines.append(f"{'every agent gets R/N' if credit.fallback else 'careful'}: {credit.reason}")
