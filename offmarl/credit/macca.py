@@ -40,7 +40,6 @@ from offmarl.settings import Count, NonNegative, Positive, Share
 from offmarl.streams import stream
 
 CLOSED = 0.05  # probability below which a gate half-way through never opens again (measured)
-CERTAIN = 0.95  # probability above which one agent's edge is its whole role's
 
 
 @dataclass
@@ -226,15 +225,15 @@ class Macca(FittedDecomposer):
     def edges(self, samples: Samples, edge_probability: Tensor) -> Tensor:
         """The edges that exist, [M, N, V] bool: the probable ones; agents of one role vote on their own.
 
-        They have one reward function, so that what is certain of one agent is true of all: the others' data may
-        just move that variable too little to show it.
+        Half of the votes suffice: an agent that moves a variable too little to show it would outvote one that is
+        certain. One certain agent alone does not decide for all: its data may tie the variable to a cause (measured
+        at 100k rows: skill .94 instead of .99 with 8 agents of which 4 explore, .93 instead of .95 in tag).
         """
         mask = edge_probability > self.config.keep_probability
         for variables in samples.roles:  # [members of the role, k]
             agents = samples.own[:, variables[:, 0]].int().argmax(0)[:, None]  # [members of the role, 1]
             votes = mask[:, agents, variables].float().mean(1, keepdim=True)  # [M, 1, k]
-            certain = (edge_probability[:, agents, variables] > CERTAIN).any(1, keepdim=True)
-            mask[:, agents, variables] = (certain | (votes >= 0.5)).expand(-1, len(variables), -1)
+            mask[:, agents, variables] = (votes >= 0.5).expand(-1, len(variables), -1)
         return mask
 
     @staticmethod

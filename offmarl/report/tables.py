@@ -73,9 +73,7 @@ def credit_lines(report: CreditReport) -> list[str]:
         if any(
             edge["kept"] and edge["probability"] < 0.5 for agent in agents for edge in report.edges(agent)
         ):
-            lines.append(
-                "edges of low probability are kept where half of the same role's agents have them, or one for certain"
-            )
+            lines.append("edges of low probability are kept where half of the same role's agents have them")
     if credit.reason:
         lines.append(f"{'every agent gets R/N' if credit.fallback else 'careful'}: {credit.reason}")
     return lines

@@ -330,18 +330,18 @@ def test_a_users_map_of_owners_decides_whose_variables_are(scm, hasty):
         Macca(transitions.spec, replace(hasty, owner={"agent_0.x77": "nobody"}))
 
 
-def test_what_is_certain_of_one_agent_is_true_of_its_role():
+def test_half_of_a_role_decides_for_it_and_one_agent_alone_does_not():
     transitions, _ = table(4, lambda obs, action: obs[:, :, 0])
     decomposer = Macca(transitions.spec, MaccaConfig())
     samples = prepare(transitions, 0.1, 10**9, 0, torch.device("cpu"))
     (role,) = samples.roles  # [4, k]
     probability = torch.zeros(1, 4, samples.inputs.shape[1])
     agents = torch.arange(4)
-    for place, of_each in enumerate(([0.6, 0.6, 0.2, 0.1], [0.99, 0.1, 0, 0], [0.9, 0.1, 0, 0])):
+    for place, of_each in enumerate(([0.9, 0.6, 0.2, 0.1], [0.99, 0.1, 0, 0])):
         probability[0, agents, role[:, place]] = torch.tensor(of_each)
     mask = decomposer.edges(samples, probability)[0]
-    kept = [[bool(mask[agent, role[agent, place]]) for agent in range(4)] for place in range(3)]
-    assert kept == [[True] * 4, [True] * 4, [False] * 4]  # half of them, one for certain, one perhaps
+    kept = [[bool(mask[agent, role[agent, place]]) for agent in range(4)] for place in range(2)]
+    assert kept == [[True] * 4, [False] * 4]
 
 
 def test_a_quiet_agent_of_a_role_costs_the_others_no_edge():
