@@ -209,7 +209,7 @@ class Writer:
     def flush(self) -> None:
         """Write the rows in hand to a part. Raises `DataError` for a full disk; the rows stay in hand."""
         self._flushed_at = time.monotonic()
-        if not self._lengths:
+        if not any(map(len, self._lengths)):
             return
         arrays = {name: np.concatenate([block[name] for block in self._arrays]) for name in self._arrays[0]}
         noted = {

@@ -251,6 +251,12 @@ def test_empty_dataset_is_not_completed(tmp_path):
         Writer(tmp_path / "x", toy_spec(), id="toy/x-v0").close()
     with pytest.raises(DataError, match="no finished episode"):
         Dataset.open(tmp_path / "x.partial")
+    arrays, _ = rows_of([3])
+    with (
+        pytest.raises(DataError, match="no finished episode"),
+        Writer(tmp_path / "y", toy_spec(), id="toy/y-v0") as out,
+    ):
+        out.append({name: values[:0] for name, values in arrays.items()}, [])
 
 
 def damage_nothing_there(folder):
