@@ -28,7 +28,7 @@ CONVENTIONAL = 0.8  # mean A_i above which most of the split is a convention, no
 # skill was .39 to .73, on two structures each of b1, b2, c and c2; and of nonlocal it knows nothing (.08 to .61, -.6).
 WORTHWHILE = 0.0
 WORTHWHILE_CONVENTION = 0.4  # where most of the split is a convention (spread measured -1.6 to .2)
-CONTESTED = 0.15  # share of R above which owners are hardly who is paid (measured 0-.09; not paid .16-.41)
+CONTESTED = 0.1  # share of R above which owners are hardly who is paid (measured 0-.09; not paid .09-.41)
 
 # From here on the split stands, and the reader is told:
 REPRODUCIBLE = 0.8  # κ_i (good ones measured .98 and more)
