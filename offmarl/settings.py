@@ -25,9 +25,8 @@ def parse_yaml(text: str) -> Any:
     """Read YAML. Raises `ValueError`, in one line, for a text that is none, or a value that does not fit its tag."""
     try:
         return yaml.safe_load(text)
-    except (
-        Exception
-    ) as error:  # of 2020-13-45 or `!!bool maybe` PyYAML says what Python says, and not as a YAMLError
+    # PyYAML lets through what Python says of 2020-13-45 (ValueError) or `!!bool maybe` (KeyError).
+    except Exception as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 

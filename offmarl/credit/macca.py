@@ -226,7 +226,7 @@ class Macca(FittedDecomposer):
         """The edges that exist, [M, N, V] bool: the probable ones; agents of one role vote on their own.
 
         Half of the votes suffice: an agent that moves a variable too little to show it would outvote one that is
-        certain. One certain agent alone does not decide for all: its data may tie the variable to a cause (measured
+        certain. One certain agent alone does not decide for all: its data may tie the variable to a cause (a trial
         at 100k rows: skill .94 instead of .99 with 8 agents of which 4 explore, .93 instead of .95 in tag).
         """
         mask = edge_probability > self.config.keep_probability

@@ -89,7 +89,7 @@ class Learner(ABC):
     action_type: ClassVar[Literal["continuous", "discrete"]]
     config_class: ClassVar[type[LearnerConfig]]
     batch_unit: Unit = "transitions"  # what a batch is counted in
-    least_batch: ClassVar[int] = 1
+    least_batch: ClassVar[int] = 1  # that an update can learn from
     nets_per_seed: int = 1
 
     def __init__(

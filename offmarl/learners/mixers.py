@@ -51,7 +51,7 @@ class StateInput:
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         """Give the states of all frames, normalised: [S, B, T + 1, D]."""
         if self.of_task:
-            assert batch.state is not None, "a dataset of a task with a state holds it"
+            assert batch.state is not None, "require sees to it"
             scaled = (batch.state - self.mean) * self.scale
         else:
             scaled = (batch.obs - self.learner.obs_mean) * self.learner.obs_scale

@@ -179,7 +179,7 @@ def test_training_goes_on_where_it_stopped(spec, name):
 
 @pytest.mark.parametrize("values", [{"scope": "both"}, {"radius": 3.0}])
 def test_settings_of_neighbours_are_refused_by_who_has_none(spec, values):
-    with pytest.raises(UsageError, match="idqn looks at no neighbours"):
+    with pytest.raises(UsageError, match="looks at no neighbours"):
         learner_of("idqn", spec, **values)
 
 

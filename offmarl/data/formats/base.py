@@ -18,6 +18,7 @@ import numpy as np
 
 from offmarl.data.formats.beside import Beside
 from offmarl.data.hdf5 import DAMAGE
+from offmarl.data.schema import NUMBERS
 from offmarl.data.store import Dataset
 from offmarl.data.validate import BLOCK_BYTES, episode_blocks
 from offmarl.envs.base import EnvSpec
@@ -242,7 +243,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def check_numbers(name: str, array: np.ndarray | h5py.Dataset) -> None:
     """Raise `DataError` where an array holds something else than numbers, such as texts."""
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in NUMBERS:
         raise DataError(f"array '{name}' holds {array.dtype}, expected numbers")
 
 

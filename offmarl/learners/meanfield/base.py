@@ -80,6 +80,10 @@ class MeanFieldLearner(Learner):
     def __init__(
         self, spec: EnvSpec, config: MeanFieldConfig, seeds: Sequence[int], device: torch.device | str = "cpu"
     ) -> None:
+        if not self.looks_around and (config.scope != "own" or config.radius is not None):
+            raise UsageError(
+                "this learner looks at no neighbours: learner.scope and learner.radius go with mfq or cmfq"
+            )
         super().__init__(spec, config, seeds, device)
         self.config = config
         self.actors: dict[str, MeanFieldNetwork] = {}  # by the kind of unit
