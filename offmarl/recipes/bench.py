@@ -129,7 +129,7 @@ class BenchReport:
         ]
 
     def seconds_left(self, jobs: int, retry: bool = True, lately: Collection[str] = ()) -> float | None:
-        """Estimate from the cells measured so far; None before the first. Making data is not counted.
+        """Estimate from the cells measured so far; None before the first. What cells share is not counted.
 
         Without `retry` cells that failed are not counted either. Where those of the cells `lately` that are done
         took longer than all like them did, the machine is slow at present, and the rest will take longer too.
@@ -254,6 +254,8 @@ def run_bench(
                 left = len(todo) - schedule.cells_ended
                 progress(len(results) - left, len(results))
                 remaining = report.seconds_left(engine.slots, retry=False, lately=lately)
+                if remaining is not None:
+                    remaining += schedule.seconds_left_to_prepare() / engine.slots
                 reporter.say(_news(result, len(results) - left, len(results), remaining))
         if not keep:
             shutil.rmtree(work, ignore_errors=True)

@@ -1,10 +1,12 @@
 """What a benchmark has to do, in which order: jobs that several cells share come before those that need them."""
 
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from offmarl.behaviour.qualities import TRAINED
 from offmarl.data.store import partial_folder
@@ -26,6 +28,11 @@ class Job:
     cell: Cell | None = None
     product: Path | None = None  # folder that it makes
 
+    @property
+    def kind(self) -> str:
+        """What it makes that cells share: data, credit or policies."""
+        return POLICIES if self.product is None else self.product.parent.name
+
 
 class Schedule:
     """The jobs of the cells in their order, each started once what it requires is there."""
@@ -35,6 +42,10 @@ class Schedule:
         self.cells_ended = 0
         self._jobs: dict[str, Job] = {}
         self._users: dict[str, set[str]] = {}  # product -> cells that still need it
+        self._seconds: defaultdict[str, list[float]] = defaultdict(
+            list
+        )  # of shared jobs of a kind, those done
+        self._ended: set[str] = set()
         self._behaviours: dict[str, str] = {}  # online training -> the first job that needs it
         for cell in cells:
             self._add(cell)
@@ -42,15 +53,24 @@ class Schedule:
     def forget(self) -> None:
         """Remove the credit and the policies that an earlier run left: the code that made them may have changed."""
         for job in self._jobs.values():
-            if job.product is not None and job.product.parent.name in (CREDIT, POLICIES):
+            if job.product is not None and job.kind in (CREDIT, POLICIES):
                 shutil.rmtree(job.product, ignore_errors=True)
+
+    def seconds_left_to_prepare(self) -> float:
+        """Work that is left to do for what cells share, by what such work took so far: nothing before the first."""
+        left = Counter(
+            job.kind for job in self._jobs.values() if job.cell is None and job.key not in self._ended
+        )
+        return sum(
+            count * fmean(self._seconds[kind]) for kind, count in left.items() if kind in self._seconds
+        )
 
     def run(self, engine: Engine) -> Iterator[tuple[Job, Finished]]:
         """Keep the engine busy; yield every job with its end, and those that can no longer be done."""
-        waiting, succeeded, ended = dict(self._jobs), set[str](), set[str]()
+        waiting, succeeded = dict(self._jobs), set[str]()
         under_way = 0
         while waiting or under_way:
-            for job in self._startable(waiting, succeeded, ended, engine.slots - under_way):
+            for job in self._startable(waiting, succeeded, engine.slots - under_way):
                 del waiting[job.key]
                 engine.submit(job.key, job.work)
                 under_way += 1
@@ -60,8 +80,10 @@ class Schedule:
                     succeeded.add(finished.key)
                 for gone in [finished, *self._doomed(finished, waiting)]:
                     waiting.pop(gone.key, None)
-                    ended.add(gone.key)
+                    self._ended.add(gone.key)
                     job = self._jobs[gone.key]
+                    if job.cell is None and gone.error is None:
+                        self._seconds[job.kind].append(gone.seconds)
                     if job.cell is not None:
                         self.cells_ended += 1
                         self._release(job.key)
@@ -142,15 +164,13 @@ class Schedule:
         self._jobs.setdefault(key, job)
         self._users.setdefault(key, set()).add(cell.name)
 
-    def _startable(
-        self, waiting: dict[str, Job], succeeded: set[str], ended: set[str], free: int
-    ) -> list[Job]:
+    def _startable(self, waiting: dict[str, Job], succeeded: set[str], free: int) -> list[Job]:
         """The first jobs of which nothing is missing, as many as there are free slots."""
         found: list[Job] = []
         for job in waiting.values():
             if len(found) == free:
                 break
-            if job.requires <= succeeded and (job.after is None or job.after in ended):
+            if job.requires <= succeeded and (job.after is None or job.after in self._ended):
                 found.append(job)
         return found
 
@@ -158,8 +178,7 @@ class Schedule:
         """What can no longer be done because something that it requires failed."""
         if failure.error is None:
             return []
-        product = self._jobs[failure.key].product
-        what = product.parent.name if product is not None else "prerequisite"
+        what = self._jobs[failure.key].kind
         return [
             Finished(
                 job.key,

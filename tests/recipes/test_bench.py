@@ -13,6 +13,7 @@ from offmarl.credit.relabel import decompose
 from offmarl.errors import UsageError
 from offmarl.recipes import bench, stages
 from offmarl.recipes.bench import DONE, FAILED, OPEN, BenchReport, CellResult, read_results, run_bench
+from offmarl.recipes.engine import Finished
 from offmarl.recipes.jobs import Schedule
 from offmarl.recipes.recipe import CellSettings, expand
 
@@ -297,6 +298,26 @@ def test_on_a_machine_that_is_slow_at_present_more_time_is_left(credit):
     assert pace > 1
     lately = [results[0].cell.name, results[-1].cell.name]
     assert slow.seconds_left(1, lately=lately) == pytest.approx(pace * slow.seconds_left(1))
+
+
+class Clockwork:
+    """An engine for whose jobs nothing is done: data takes ten seconds, a cell one."""
+
+    slots = 1
+
+    def submit(self, key, work):
+        self.key = key
+
+    def wait(self):
+        return [Finished(self.key, 1.0 if "-mean-" in self.key or "-macca-" in self.key else 10.0)]
+
+
+def test_the_time_left_knows_of_what_cells_share(tmp_path):
+    schedule = Schedule(expand(recipe(CREDIT), [0, 1]), tmp_path, "cpu", keep=False)
+    assert schedule.seconds_left_to_prepare() == 0  # nothing is known yet
+    seen = [(job.cell is None, schedule.seconds_left_to_prepare()) for job, _ in schedule.run(Clockwork())]
+    assert len(seen) == 8 + 4
+    assert [left for makes_data, left in seen if makes_data] == [30, 20, 10, 0]
 
 
 def test_stages_know_what_is_not_there():
