@@ -42,9 +42,7 @@ class Schedule:
         self.cells_ended = 0
         self._jobs: dict[str, Job] = {}
         self._users: dict[str, set[str]] = {}  # product -> cells that still need it
-        self._seconds: defaultdict[str, list[float]] = defaultdict(
-            list
-        )  # of shared jobs of a kind, those done
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)  # kind -> of those done, if shared
         self._ended: set[str] = set()
         self._behaviours: dict[str, str] = {}  # online training -> the first job that needs it
         for cell in cells:
@@ -82,11 +80,11 @@ class Schedule:
                     waiting.pop(gone.key, None)
                     self._ended.add(gone.key)
                     job = self._jobs[gone.key]
-                    if job.cell is None and gone.error is None:
-                        self._seconds[job.kind].append(gone.seconds)
                     if job.cell is not None:
                         self.cells_ended += 1
                         self._release(job.key)
+                    elif gone.error is None:
+                        self._seconds[job.kind].append(gone.seconds)
                     yield job, gone
 
     def _add(self, cell: Cell) -> None:
