@@ -22,6 +22,7 @@ from torch import Tensor
 
 from offmarl.envs.magent import describe
 from offmarl.envs.magent_render import Renderer, renderers, scene
+from offmarl.learners.meanfield.attention_mfq import AttentionMFQ
 from offmarl.learners.meanfield.cmfq import CMFQ
 from offmarl.learners.meanfield.mfq import MFQ
 from offmarl.learners.meanfield.network import MeanFieldNetwork
@@ -102,9 +103,11 @@ def measure(agents: int, trunk: str, rounds: int) -> dict[str, Row]:
     spec = describe("magent_battle", {"agents": agents, "background": "none"})
     renderer = renderers(spec)["red"]
     state, generators = formation(renderer), [stream(0, "benchmark")]
-    cmfq, mfq = (make_learner(name, spec, {"trunk": trunk}) for name in ("cmfq", "mfq"))
+    names = ("cmfq", "mfq", "attention_mfq")
+    cmfq, mfq, attention = (make_learner(name, spec, {"trunk": trunk}) for name in names)
     assert isinstance(cmfq, CMFQ)
     assert isinstance(mfq, MFQ)
+    assert isinstance(attention, AttentionMFQ)
     unit = torch.arange(agents).unsqueeze(0)
     seen = cmfq.look(renderer, state.expand(1, agents, -1), unit, generators)
     near = renderer.neighbours(state)[0]
@@ -124,6 +127,7 @@ def measure(agents: int, trunk: str, rounds: int) -> dict[str, Row]:
     whole = in_turns(
         {
             "offmarl": lambda: cmfq.choose(state.unsqueeze(0), renderer, 0.0, generators),
+            "attention": lambda: attention.choose(state.unsqueeze(0), renderer, 0.0, generators),
             "mfq": lambda: mfq.choose(state.unsqueeze(0), renderer, 0.0, generators),
         },
         rounds,
@@ -135,6 +139,9 @@ def measure(agents: int, trunk: str, rounds: int) -> dict[str, Row]:
         ),
         f"cmfq acts, {title}: against mfq": row_of_times(taken["offmarl"], taken["mfq"], "ms"),
         f"cmfq renders and acts, {title}: against mfq": row_of_times(whole["offmarl"], whole["mfq"], "ms"),
+        f"attention_mfq renders and acts, {title}: against mfq": row_of_times(
+            whole["attention"], whole["mfq"], "ms"
+        ),
     }
 
 

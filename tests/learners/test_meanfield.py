@@ -7,6 +7,7 @@ from offmarl.envs.magent_render import renderers, scene
 from offmarl.errors import UsageError
 from offmarl.learners.meanfield.cmfq import CMFQ
 from offmarl.learners.meanfield.q_learning import MeanFieldQ
+from offmarl.learners.meanfield.seen import neighbours_of
 from offmarl.learners.registry import LEARNERS, learner_class, make_learner
 from offmarl.streams import stream
 
@@ -119,6 +120,33 @@ def test_weights_lie_on_the_simplex(spec, name, scope):
             acted = scene(renderer.grid, state).action.long().clamp(min=0).view(1, 8, 1, -1).expand_as(weight)
             by_action = torch.zeros(*weight.shape[:3], renderer.choices).scatter_add_(3, acted, weight)
             assert_close(mean, by_action.flatten(1, 2), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+def test_a_unit_sees_who_is_near_whether_its_state_is_its_own_or_shared(spec, name):
+    learner = learner_of(name, spec, (0, 1), scope="both")
+    renderer = renderers(spec)["red"]
+    state = states(spec, 6, stream(5, "test"), dead=0.5).view(2, 3, -1)
+    unit, copy = torch.arange(AGENTS).repeat(2, 3), torch.arange(3).repeat_interleave(AGENTS).expand(2, -1)
+    own = torch.stack([state[seed, copy[seed]] for seed in range(2)])
+    alone = neighbours_of(renderer, own, unit, "both", None)
+    shared = neighbours_of(renderer, state, unit, "both", None, copy)
+    for field in ("near", "number", "action", "attributes"):
+        assert_close(getattr(alone, field), getattr(shared, field))
+    acted = scene(renderer.grid, own.flatten(0, 1)).action >= 0
+    expected = renderer.neighbours(own.flatten(0, 1), unit.view(-1, 1), "both").squeeze(1) & acted
+    assert 1 < alone.near.shape[2] < renderer.grid.movers, "places for those who are near alone"
+    movers = renderer.grid.movers
+    assert_close(alone.over_all(alone.near.float(), movers).flatten(0, 1), expected.float())
+    health = scene(renderer.grid, own.flatten(0, 1)).health[:, :movers]
+    found = alone.over_all(alone.attributes[..., 2], movers).flatten(0, 1)
+    assert_close(found, health * expected)
+    state[..., renderer.grid.columns["action"]] = -1  # nobody has acted
+    lonely = learner.look(renderer, state, unit, [stream(0, "look")] * 2, copy)
+    network = learner.actors[renderer.kind.name]
+    mean = learner.mean_action(network, network.state_part(lonely.inputs), lonely)
+    assert mean.shape == (2, 3 * AGENTS, renderer.choices)
+    assert not mean.any()
 
 
 def test_independent_q_learning_looks_at_nobody(spec):

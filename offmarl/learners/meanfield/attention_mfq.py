@@ -4,7 +4,7 @@ The baseline of Ma et al. 2025, after Wang et al. 2022 (Weighted mean field rein
 swarm confrontation): weights are attention scores between the central unit and its neighbours' attributes. Those are
 here what the map shows of a neighbour (where it stands, its health, whose side it is on, what it did last), not its own
 observation, which nobody else could know.
-Shapes: S seeds, B units, M units that move, A actions of neighbours, H hidden.
+Shapes: S seeds, B units, P places of neighbours, A actions of neighbours, H hidden.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class _Attention(MeanFieldNetwork):
         return [*super().layers(sizes), ("query", hidden, KEY), ("key", ATTRIBUTES + actions, KEY)]
 
     def scores(self, z: Tensor, neighbours: Neighbours) -> Tensor:
-        """Score every neighbour, q · k / √d: [G, B, M]."""
+        """Score every neighbour, q · k / √d: [G, B, P]."""
         weight, bias = self._linear["key"]  # [G, ATTRIBUTES + A, KEY], [G, 1, KEY]
         query = self.layer("query", z)  # [G, B, KEY]
         # Of a one-hot action the key takes one row: a product with the query for each action, then a look-up.
@@ -57,7 +57,7 @@ class AttentionMFQ(IndividualWeights):
     }
 
     def individual_weights(self, network: MeanFieldNetwork, z: Tensor, neighbours: Neighbours) -> Tensor:
-        """Softmax of the scores of those who are near: [S, B, M]."""
+        """Softmax of the scores of those who are near: [S, B, P]."""
         assert isinstance(network, _Attention)
         scores = network.scores(z, neighbours).masked_fill(~neighbours.near, torch.finfo(z.dtype).min)
         return torch.softmax(scores, dim=2) * neighbours.near

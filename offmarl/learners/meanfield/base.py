@@ -24,7 +24,7 @@ from offmarl.envs.magent_render import Renderer, Scope, renderers, scene
 from offmarl.errors import UsageError
 from offmarl.learners.base import Learner, LearnerConfig, Metrics
 from offmarl.learners.meanfield.network import ConvolutionalNetwork, MeanFieldNetwork
-from offmarl.learners.meanfield.seen import Seen, inputs_of, neighbours_of
+from offmarl.learners.meanfield.seen import Seen, inputs_of, neighbours_of, sample_of
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.settings import Count, Positive
 
@@ -133,7 +133,7 @@ class MeanFieldLearner(Learner):
         return None if seen.counts is None else seen.counts * self.action_weights(network, z, seen.counts)
 
     def neighbour_weights(self, network: MeanFieldNetwork, z: Tensor, seen: Seen) -> Tensor:
-        """The weight of every neighbour in ã, [S, B, M], where `seen` says who they are."""
+        """The weight of every neighbour in ã, [S, B, P], where `seen` says who they are."""
         assert seen.neighbours is not None
         if seen.counts is None:
             return torch.zeros_like(seen.neighbours.near, dtype=z.dtype)
@@ -160,7 +160,7 @@ class MeanFieldLearner(Learner):
         few states.
         """
         flat, number = state.flatten(0, 1), unit.flatten()
-        sample = None if copy is None else (copy + _first(state)).flatten()
+        sample = sample_of(state, copy)
         counts = None
         if self.looks_around:
             scope, radius = self.config.scope, self.config.radius
@@ -266,7 +266,9 @@ class MeanFieldLearner(Learner):
             seen = replace(seen, neighbours=neighbours)
         network = self.actors[renderer.kind.name]
         weight = self.neighbour_weights(network, network.state_part(seen.inputs), seen)
-        return neighbours.near.view(S, E, n, -1), weight.view(S, E, n, -1)
+        movers = renderer.grid.movers
+        near = neighbours.over_all(neighbours.near.to(weight.dtype), movers) > 0
+        return near.view(S, E, n, -1), neighbours.over_all(weight, movers).view(S, E, n, -1)
 
     def of_seed(self, index: int) -> "MeanFieldLearner":
         """The learner of one seed, sharing memory: for acting, since it cannot be trained."""
@@ -274,9 +276,3 @@ class MeanFieldLearner(Learner):
         alone.seeds = self.seeds[index : index + 1]
         alone.actors = {kind: network.of_seed(index) for kind, network in self.actors.items()}
         return alone
-
-
-def _first(state: Tensor) -> Tensor:
-    """The row of each seed's first state in [S * E, D], [S, 1]."""
-    S, E, _ = state.shape
-    return torch.arange(0, S * E, E, device=state.device).unsqueeze(1)

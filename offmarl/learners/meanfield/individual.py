@@ -1,6 +1,6 @@
 """What weightings share that tell neighbours apart which did the same.
 
-Shapes: S seeds, B units, M units that move, A actions of neighbours, D state, H hidden.
+Shapes: S seeds, B units, P places of neighbours, A actions of neighbours, D state, H hidden.
 """
 
 from abc import abstractmethod
@@ -21,7 +21,7 @@ class IndividualWeights(MeanFieldQ):
 
     @abstractmethod
     def individual_weights(self, network: MeanFieldNetwork, z: Tensor, neighbours: Neighbours) -> Tensor:
-        """Weigh every neighbour, w [S, B, M]: zero where nobody is near, else adding up to 1."""
+        """Weigh every neighbour, w [S, B, P]: zero in empty places, else adding up to 1."""
 
     def look(
         self,
@@ -33,9 +33,7 @@ class IndividualWeights(MeanFieldQ):
     ) -> Seen:
         """What units see, and who their neighbours are."""
         seen = super().look(renderer, state, unit, generators, copy)
-        if copy is not None:
-            state = state.gather(1, copy.unsqueeze(2).expand(-1, -1, state.shape[2]))
-        neighbours = neighbours_of(renderer, state, unit, self.config.scope, self.config.radius)
+        neighbours = neighbours_of(renderer, state, unit, self.config.scope, self.config.radius, copy)
         return replace(seen, neighbours=neighbours)
 
     def mean_action(self, network: MeanFieldNetwork, z: Tensor, seen: Seen) -> Tensor:
@@ -46,6 +44,6 @@ class IndividualWeights(MeanFieldQ):
         return torch.zeros_like(seen.counts).scatter_add(2, seen.neighbours.action, weights)
 
     def neighbour_weights(self, network: MeanFieldNetwork, z: Tensor, seen: Seen) -> Tensor:
-        """Weigh every neighbour, w [S, B, M]."""
+        """Weigh every neighbour, w [S, B, P]."""
         assert seen.neighbours is not None
         return self.individual_weights(network, z, seen.neighbours)

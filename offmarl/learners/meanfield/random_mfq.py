@@ -1,6 +1,6 @@
 """Random weights: the ablation of Ma et al. 2025, section V-A, which returns a random causal effect for each neighbour.
 
-Shapes: S seeds, B units, M units that move, D state, H hidden.
+Shapes: S seeds, B units, M units that move, P places of neighbours, D state, H hidden.
 """
 
 from collections.abc import Sequence
@@ -41,12 +41,13 @@ class RandomMFQ(IndividualWeights):
         """What units see, who their neighbours are, and a draw for each."""
         seen = super().look(renderer, state, unit, generators, copy)
         assert seen.neighbours is not None
-        shape = tuple(seen.neighbours.near.shape[1:])
+        # For all M, so that what a seed draws does not depend on the neighbours that units of other seeds have.
+        shape = (unit.shape[1], renderer.grid.movers)
         draw = torch.stack([self._draw(torch.rand, shape, generator) for generator in generators])
-        return replace(seen, neighbours=replace(seen.neighbours, draw=draw))
+        return replace(seen, neighbours=replace(seen.neighbours, draw=draw.gather(2, seen.neighbours.number)))
 
     def individual_weights(self, network: MeanFieldNetwork, z: Tensor, neighbours: Neighbours) -> Tensor:
-        """(draw + ε) / Σ (draw + ε) (eq. 11): [S, B, M]."""
+        """(draw + ε) / Σ (draw + ε) (eq. 11): [S, B, P]."""
         assert neighbours.draw is not None
         essential = (neighbours.draw + self.config.epsilon) * neighbours.near
         return essential / essential.sum(2, keepdim=True).clamp(min=self.config.epsilon)

@@ -1,6 +1,6 @@
 """What units see of their map and of their neighbours at one instant.
 
-Shapes: S seeds, B units, O inputs, A actions of neighbours, M units that move.
+Shapes: S seeds, B units, O inputs, A actions of neighbours, M units that move, P places of neighbours, D state.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -16,12 +16,22 @@ ATTRIBUTES = 4  # of a neighbour beside what it did: where it stands, its health
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Who they are: for weightings that tell neighbours apart which did the same."""
+    """Who they are: for weightings that tell neighbours apart which did the same.
 
-    near: Tensor  # [S, B, M] bool: a neighbour that has acted
-    action: Tensor  # [S, B, M] int64, what each did last; 0 where nobody is near
-    attributes: Tensor  # [S, B, M, ATTRIBUTES], zero where nobody is near
-    draw: Tensor | None = None  # [S, B, M] uniform, for random weights
+    Few of all units are near, so each unit has P places, as many as the one with most neighbours fills; empty places
+    are False and 0.
+    """
+
+    near: Tensor  # [S, B, P] bool: a neighbour that has acted
+    number: Tensor  # [S, B, P] int64, which of the M
+    action: Tensor  # [S, B, P] int64, what each did last
+    attributes: Tensor  # [S, B, P, ATTRIBUTES]
+    draw: Tensor | None = None  # [S, B, P] uniform, for random weights
+
+    def over_all(self, values: Tensor, movers: int) -> Tensor:
+        """`values` [S, B, P] of neighbours, at their numbers: [S, B, M], 0 elsewhere."""
+        found = values.new_zeros(*values.shape[:2], movers)
+        return found.scatter_add_(2, self.number, values * self.near)
 
 
 @dataclass(frozen=True)
@@ -59,29 +69,55 @@ def inputs_of(renderer: Renderer, state: Tensor, unit: Tensor, sample: Tensor | 
     return torch.cat([views.flatten(1), features], dim=1)
 
 
+def sample_of(state: Tensor, copy: Tensor | None) -> Tensor | None:
+    """The row in [S * E, D] of the states [S, E, D] that each unit's `copy` [S, B] is, [S * B]; None for None."""
+    if copy is None:
+        return None
+    S, E, _ = state.shape
+    return (copy + torch.arange(0, S * E, E, device=state.device).unsqueeze(1)).flatten()
+
+
 def neighbours_of(
-    renderer: Renderer, state: Tensor, unit: Tensor, scope: Scope, radius: float | None
+    renderer: Renderer,
+    state: Tensor,
+    unit: Tensor,
+    scope: Scope,
+    radius: float | None,
+    copy: Tensor | None = None,
 ) -> Neighbours:
-    """Those of `unit` [S, B] in each state [S, B, D]."""
-    S, B = unit.shape
-    flat, number = state.flatten(0, 1), unit.flatten().unsqueeze(1)
-    seen = scene(renderer.grid, flat)
-    near = renderer.neighbours(flat, number, scope, radius).squeeze(1) & (seen.action >= 0)  # [S * B, M]
-    number = number + renderer.slots.start
+    """Those of `unit` [S, B] in each state [S, B, D], or of [S, E, D] in the one that its `copy` [S, B] is."""
+    own, sample = unit.flatten(), sample_of(state, copy)
+    state = state.flatten(0, 1)
+    if sample is None:
+        near = renderer.neighbours(state, own.unsqueeze(1), scope, radius).squeeze(1)  # [S * B, M]
+        sample = torch.arange(len(own), device=own.device)
+    else:
+        near = renderer.neighbours(state, None, scope, radius)[sample, own]
+    seen = scene(renderer.grid, state)
+    near &= (seen.action >= 0)[sample]
+    row, slot = near.nonzero(as_tuple=True)
+    found = near.sum(1)
+    place = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
+    places = int(found.max())
+    number = row.new_zeros(len(own), places)  # [S * B, P]
+    number[row, place] = slot
+    near = torch.arange(places, device=row.device) < found.unsqueeze(1)
+    row, own = sample.unsqueeze(1), own.unsqueeze(1) + renderer.slots.start
     reach = renderer.side / 2
-    slots = torch.arange(near.shape[1], device=state.device)
-    team = ((slots >= renderer.slots.start) & (slots < renderer.slots.stop)).expand_as(near)
+    team = (number >= renderer.slots.start) & (number < renderer.slots.stop)
     attributes = torch.stack(
         [
-            (seen.x - seen.x.gather(1, number)) / reach,
-            (seen.y - seen.y.gather(1, number)) / reach,
-            seen.health[:, : renderer.grid.movers],
+            (seen.x[row, number] - seen.x[row, own]) / reach,
+            (seen.y[row, number] - seen.y[row, own]) / reach,
+            seen.health[row, number],
             team.to(state.dtype),
         ],
         dim=2,
     )
+    shape = (*unit.shape, places)
     return Neighbours(
-        near.view(S, B, -1),
-        (seen.action.long() * near).view(S, B, -1),
-        (attributes * near.unsqueeze(2)).view(S, B, -1, ATTRIBUTES),
+        near.view(shape),
+        number.view(shape),
+        (seen.action[row, number].long() * near).view(shape),
+        (attributes * near.unsqueeze(2)).view(*shape, ATTRIBUTES),
     )
