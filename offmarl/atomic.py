@@ -1,4 +1,4 @@
-"""Writing so that a reader sees the old file or the new one, never half of one."""
+"""Writing so that a reader sees the old file or the new one, never half of one, and no two write at once."""
 
 import json
 import os
@@ -8,6 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from offmarl.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are then not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def only_one(folder: Path, at_work: str) -> Iterator[None]:
+    """Hold `folder`, made where it is missing, against a second process; the lock ends with this one, however it ends.
+
+    Raises `UsageError` with the text `at_work` where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(at_work) from error
+        except OSError:  # a network disk without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -47,6 +47,7 @@ app = Commands(
 app.add_typer(data_app, name="data")
 app.add_typer(credit_app, name="credit")
 
+EPISODES = 200  # played for each seed
 TORCH_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # on the CPU; on a GPU
 
 
@@ -254,7 +255,9 @@ def evaluate(
         typer.Option("--run", metavar="ID|PATH", help="Run; repeatable; the latest if not given."),
     ] = None,
     dataset: RunsOn = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes for each seed.")] = 200,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes for each seed.", show_default=str(EPISODES))
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the scores too: .png, .pdf or .svg.")
     ] = None,
@@ -275,6 +278,8 @@ def evaluate(
     if offline:
         if figure is not None:
             raise UsageError("--figure draws scores of play: without --offline, or offmarl select --figure")
+        if episodes is not None:
+            raise UsageError("--episodes are played, and --offline plays nothing: give one of them")
         evaluate_offline(terminal, run or [], dataset, estimator, seed, out, device, settings or [])
         return
     if estimator is not None:
@@ -284,7 +289,9 @@ def evaluate(
     runs = runs_to_evaluate(run or [], dataset)
     if not run and dataset is None:
         terminal.say(f"run: {runs[0].id} (the latest; choose another with --run)")
-    report = evaluate_runs(runs, episodes, seed, env_options, out, usable_device(device), terminal)
+    report = evaluate_runs(
+        runs, episodes or EPISODES, seed, env_options, out, usable_device(device), terminal
+    )
     terminal.table(report.title, report.columns(), report.rows())
     for note in report.notes():
         terminal.line(note)

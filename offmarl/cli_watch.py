@@ -77,7 +77,7 @@ def _find(
     weights: str | None,
 ) -> "tuple[str, ShownEpisode]":
     """The episode that a person means, and the id of what it is from."""
-    from offmarl.data.catalog import dataset_folder, find_dataset, list_datasets
+    from offmarl.data.catalog import datasets_folder, find_dataset, is_path, list_datasets
     from offmarl.data.schema import CARD_NAME
     from offmarl.report.episode import played_episodes
     from offmarl.training.run import find_run, list_runs
@@ -87,7 +87,8 @@ def _find(
         of_run = any(run.checkpoint_path.exists() for run in runs)
     else:
         of_run = Path(what, "run.json").exists() or any(run.id == what for run in runs)
-        if not of_run and not (dataset_folder(what) / CARD_NAME).exists():
+        folder = Path(what).expanduser() if is_path(what) else datasets_folder() / what
+        if not of_run and not (folder / CARD_NAME).exists():
             known = [entry.id for entry in list_datasets()] + [run.id for run in runs]
             raise unknown_name("run or dataset", what, known)
     if of_run:
@@ -97,7 +98,7 @@ def _find(
         if rewards is not None:
             raise UsageError("--rewards is for datasets: a policy's own episodes are not decomposed")
         number = episode or 0
-        return run.id, played_episodes(run, number + 1, seed, True, weights)[number]
+        return run.id, played_episodes(run, number + 1, seed, number, weights)[number]
     if weights is not None:
         raise UsageError("--weights is for runs: a dataset has no policy whose neighbours could count")
     dataset = find_dataset(what)

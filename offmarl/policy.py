@@ -151,7 +151,8 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> Polic
         tensors = load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    expected = {name: tuple(shape) for name, shape in about["tensors"].items()}
+    listed = about.get("tensors")
+    expected = {name: tuple(shape) for name, shape in listed.items()} if isinstance(listed, dict) else {}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
         raise DataError(f"{path} does not hold the tensors that {ABOUT} lists: export again")
     return policy_of(tensors, about["action_type"] == "discrete", about).requires_grad_(False).eval()
@@ -163,4 +164,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     about = read_object(path, "exported policy", "exported policy")
     if about.get("format") != FORMAT:
         raise DataError(f"{path} is no exported policy: its format is {about.get('format')!r}")
+    for name in ("file", "load", "action_type"):
+        if not isinstance(about.get(name), str):
+            raise DataError(f"{path} is damaged: field '{name}' is {about.get(name)!r}; export again")
     return about

@@ -8,9 +8,9 @@ FENCE = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | r
 SMALLER = {
     "collect": "--steps 2000 --num-envs 20 --set behaviour.steps=60 --set behaviour.warm_up=10 "
     "--set behaviour.checkpoint_every=20 --set behaviour.evaluation_episodes=8",
-    "train": "--steps 4 --set train.batch_size=64 --set train.tensorboard=false",
+    "train": "--steps 4 --set train.tensorboard=false",  # with the usual batch: the data must suffice for it
     "evaluate": "--episodes 4",
-    "select": "--set ope.steps=20",
+    "select": "--set ope.steps=20 --set ope.clone_steps=20",
     "tournament": "--agents 4 --games 2",
 }
 SMALL_BATTLE = (
@@ -57,7 +57,7 @@ def smaller(command: str) -> str:
         return command if "--shared-reward" in command else f"{command} {SMALLER_FITS.get(method, '')}"
     if subcommand == "collect" and "--backend" in command:
         return command
-    shrunk = f"{command} {SMALLER.get(subcommand, '')}"
+    shrunk = f"{command} {SMALLER.get('select' if '--offline' in command else subcommand, '')}"
     if subcommand == "collect":
         env = re.search(r"--env (\S+)", command)[1]
         quality = (re.search(r"--quality (\S+)", command) or ["", "expert"])[1]

@@ -52,6 +52,7 @@ def test_the_bars_are_of_the_decomposition_that_was_asked_for(run, succeed, home
     ("arguments", "said"),
     [
         ("mpe_tag_individual/randon-v0", DATASET),
+        (f"{DATASET}/bc-teem-s0", f"did you mean {DATASET}/bc-team-s0"),
         (f"{DATASET} --episode 999", "episodes 0 to"),
         (f"{DATASET} --out film.avi", ".gif"),
         (f"{DATASET} --rewards nobody", "nobody"),
@@ -72,9 +73,12 @@ def test_a_task_without_positions_draws_itself(succeed, home, tmp_path):
     run = succeed(
         "train --dataset own/spread-v0 --learner bc --rewards team --steps 5 --set train.batch_size=16"
     )["run"]
-    told = succeed(f"watch {run} --out {tmp_path / 'own.webp'}")
-    assert told["frames"] == 26
-    with Image.open(tmp_path / "own.webp") as film:
-        film.seek(12)
-        world = np.asarray(film.convert("RGB"))[20:380, 20:380].reshape(-1, 3)
-    assert len(np.unique(world, axis=0)) > 20  # something was drawn
+    drawn = []
+    for episode in (0, 1):
+        told = succeed(f"watch {run} --episode {episode} --out {tmp_path / 'own.webp'}")
+        assert told["frames"] == 26
+        with Image.open(tmp_path / "own.webp") as film:
+            film.seek(12)
+            drawn.append(np.asarray(film.convert("RGB"))[20:380, 20:380])
+    assert all(len(np.unique(world.reshape(-1, 3), axis=0)) > 20 for world in drawn)  # something was drawn
+    assert (drawn[0] != drawn[1]).any(), "every episode draws itself"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from offmarl.atomic import replacing
 from offmarl.behaviour.online import Checkpoint, OnlineConfig, behaviour_learner
@@ -15,7 +14,7 @@ from offmarl.behaviour.tuning import behaviour_config
 from offmarl.envs.base import EnvSpec, Policy
 from offmarl.errors import DataError
 from offmarl.training.acting import LearnerPolicy
-from offmarl.training.checkpoint import read_tensors
+from offmarl.training.checkpoint import read_tensors, write_tensors
 from offmarl.training.units import UnitPolicy
 
 FORMAT = "offmarl behaviour policy 1"
@@ -32,7 +31,7 @@ def save_policy(path: Path, spec: EnvSpec, config: Schedule, seed: int, checkpoi
         "return": repr(checkpoint.episode_return),
     }
     with replacing(path) as temporary:
-        save_file(checkpoint.tensors, str(temporary), metadata)
+        write_tensors(temporary, checkpoint.tensors, metadata)
 
 
 def load_policy_file(

@@ -31,7 +31,7 @@ from offmarl.data.writer import Writer, check_replaceable
 from offmarl.envs.base import Environment, EnvSpec, Policy
 from offmarl.errors import DataError, UsageError, unknown_name
 from offmarl.learners.meanfield.base import MeanFieldLearner
-from offmarl.reporter import Reporter
+from offmarl.reporter import Reporter, Silent
 from offmarl.training.units import UnitPolicy
 
 DEFAULT_TRANSITIONS = 200_000  # a few seconds in the particle world
@@ -79,17 +79,23 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
             f"{folder} exists already: --overwrite replaces it, "
             f"--name {_next_version(dataset_id)} writes beside it"
         )
+    replayed = request.policy is None and request.quality == "medium-replay"
     if request.free_riders:
         check_free_riders(request.free_riders, spec)
-        if request.policy is None and request.quality == "medium-replay":
+        if replayed:
             raise UsageError("--free-riders: medium-replay is what training saw; choose another --quality")
+    if request.num_envs and replayed:
+        raise UsageError(
+            "--num-envs: medium-replay is what training saw, in its own copies: "
+            f"--set behaviour.num_envs={request.num_envs}"
+        )
     config = behaviour_config(spec, request.behaviour or {})
     needs_training = request.policy is None and request.quality in TRAINED
     if needs_training:
         config.check()
     transitions = request.transitions or (SLOW_TRANSITIONS if _slow(spec) else DEFAULT_TRANSITIONS)
     amount = f"{transitions:,} transitions"
-    if request.quality == "medium-replay" and request.policy is None and request.transitions is None:
+    if replayed and request.transitions is None:
         amount = "everything that training saw"
     reporter.say(f"collect {amount} of {spec.id}, {_label(request)}, into {folder}")
 
@@ -109,7 +115,7 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
             "medium_return": trained.medium_return,
         }
     references = reference_returns(spec) or (trained.references if trained else None)
-    if request.policy is None and request.quality == "medium-replay":
+    if replayed:
         assert trained is not None
         return _record_training(
             request, task, spec, config, trained, folder, dataset_id, provenance, references, reporter
@@ -259,13 +265,18 @@ def _record_training(
     with _training_copies(task, spec, config) as env:
         if isinstance(config, SelfPlayConfig):  # its games are long: the last ones are played to their end
             until = math.ceil(until / spec.horizon) * spec.horizon
+        until = max(until, spec.horizon)  # before that no episode need have ended
+        provenance = {**provenance, "until_step": until}
+        begun = partial_folder(folder).exists()  # a replay cannot be resumed: it begins again
+        if begun and not request.overwrite:  # but refuses where other data was begun
+            _writer(request, folder, spec, dataset_id, provenance, references, Silent()).abandon()
         writer = Writer(
             folder,
             spec,
             id=dataset_id,
-            provenance={**provenance, "until_step": until},
+            provenance=provenance,
             references=references,
-            overwrite=request.overwrite or partial_folder(folder).exists(),  # a replay cannot be resumed
+            overwrite=request.overwrite or begun,
         )
         with reporter.bar(f"replay {dataset_id}") as progress, writer:
             seen = until * env.num_envs

@@ -18,13 +18,13 @@ from offmarl.behaviour.replay import ReplayBuffer
 from offmarl.behaviour.schedule import Schedule
 from offmarl.behaviour.wrappers import NoisyPolicy
 from offmarl.envs.base import Environment, EnvSpec, Frame, Step
-from offmarl.errors import OffmarlError
+from offmarl.errors import OffmarlError, UsageError
 from offmarl.evaluation.rollout import rollout
 from offmarl.learners.base import ObservingLearner
 from offmarl.learners.mixers import MixerKind
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Progress
-from offmarl.settings import Count
+from offmarl.settings import Count, Discount, Fraction, NonNegative, Positive
 from offmarl.streams import stream, stream_seed
 from offmarl.training.acting import LearnerPolicy
 from offmarl.training.memory import keep_freed_memory
@@ -41,18 +41,16 @@ class OnlineConfig(Schedule):
     are many.
     """
 
-    noise: Annotated[float, Field(ge=0)] = (
-        0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
-    )
+    noise: NonNegative = 0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
     batch_rows: Count = 1_024  # agents' transitions in a batch, of all agents together
     capacity: Count = 1_000_000  # agents' transitions kept
-    hidden: tuple[int, ...] = (64, 64)
-    learning_rate: float = 3e-3
-    gamma: float = 0.95  # OMAR (Pan et al. 2022), horizon 25
-    tau: float = 0.01  # OMAR
-    policy_delay: int = 2  # critic updates per policy update; TD3; 1 learns faster at first and ends lower
-    reward_sd: float = 0.3  # the standard deviation that rewards are scaled to
-    action_penalty: float = 1e-3  # OMAR's code
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 64)
+    learning_rate: Positive = 3e-3
+    gamma: Discount = 0.95  # OMAR (Pan et al. 2022), horizon 25
+    tau: Fraction = 0.01  # OMAR
+    policy_delay: Count = 2  # critic updates per policy update; TD3; 1 learns faster at first and ends lower
+    reward_sd: Positive = 0.3  # the standard deviation that rewards are scaled to
+    action_penalty: NonNegative = 1e-3  # OMAR's code
     share: bool = True  # one network for all agents: learns faster a second than one for each
     mixer: MixerKind | None = (
         "qmix"  # of choices, where the team has a state or one reward; null: independent agents
@@ -115,9 +113,15 @@ def train_online(
 
     `on_step` sees every step of all copies, warm-up included; with `until` training stops after that step
     and, since nobody will choose among the checkpoints, none is scored or kept. Steps up to then are
-    the same as in a full run. Raises `OffmarlError` if training diverges.
+    the same as in a full run. Raises `UsageError` for a capacity below one step, `OffmarlError` if training diverges.
     """
     spec, device = env.spec, env.device
+    least = env.num_envs * spec.n_agents
+    if config.capacity < least:
+        raise UsageError(
+            f"behaviour.capacity={config.capacity}: expected at least {least}, a step of {env.num_envs} copies with "
+            f"{spec.n_agents} agents"
+        )
     if device.type == "cpu":
         keep_freed_memory()
     learner = behaviour_learner(spec, config, seed, device)

@@ -82,7 +82,7 @@ def standings(
     by_chance, charging, half_way = len(players), len(players) + 1, (len(players) - 1) // 2
     players += [ByChance(), Charging()]
     battle = spec.id == "magent_battle"
-    arena = trained if battle else _first_group_alone(spec)
+    arena = trained if battle else first_group_alone(spec)
     total = (2 if battle else 1) * spec.horizon
     played = [0]
 
@@ -143,7 +143,7 @@ def _of(side: Tensor, values: Tensor) -> Tensor:
     return values.cpu().gather(1, side.unsqueeze(1)).squeeze(1)
 
 
-def _first_group_alone(spec: EnvSpec) -> EnvSpec:
+def first_group_alone(spec: EnvSpec) -> EnvSpec:
     """The same task with everybody else in the background, at random."""
     if len(spec.groups) == 1:
         return describe(spec.id, {**spec.options, "opponent": "random"}) if spec.background else spec

@@ -7,7 +7,7 @@ training had seen until then.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from offmarl import __version__
 from offmarl.atomic import write_json
 from offmarl.behaviour.checkpoint import load_policy_file, save_policy
 from offmarl.behaviour.online import Checkpoint, OnlineConfig, train_online
-from offmarl.behaviour.panel import best, medium, standings
+from offmarl.behaviour.panel import best, first_group_alone, medium, standings
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.behaviour.schedule import Schedule
 from offmarl.behaviour.self_play import SelfPlayConfig, train_self_play, training_spec
@@ -58,7 +58,7 @@ class TaskKey:
 
     def describe(self) -> EnvSpec:
         """What a copy is."""
-        if self.env in OPTIONS:  # known without starting a worker
+        if self.env in OPTIONS and self.backend in ("offmarl", "magent"):  # known without starting a worker
             return describe(self.env, self.options)
         with self.make(1) as probe:
             return probe.spec
@@ -99,7 +99,15 @@ def trained_behaviour(task: TaskKey, config: Schedule, seed: int, reporter: Repo
     lacking = [name for name in _FIELDS if name not in stored]
     if lacking:
         raise DataError(f"{record} has no '{lacking[0]}': delete {folder} to train anew")
-    return TrainedBehaviour(folder=folder, **{name: stored[name] for name in _FIELDS})
+    trained = TrainedBehaviour(folder=folder, **{name: stored[name] for name in _FIELDS})
+    if trained.expert_return <= trained.random_return:
+        reporter.say("expert earns no more than random choices: train longer, --set behaviour.steps=...")
+    elif trained.expert_step == trained.medium_step:
+        reporter.say(
+            f"medium and expert are the same policy, of step {trained.expert_step}: nothing half-way was seen; "
+            "--set behaviour.checkpoint_every=... looks more often"
+        )
+    return trained
 
 
 _FIELDS = ("random_return", "expert_return", "medium_return", "medium_step", "expert_step")
@@ -185,6 +193,11 @@ def _play_against_itself(
         reporter.bar(f"train behaviour ({task.env}, {config.algorithm})") as progress,
     ):
         snapshots = train_self_play(env, config, seed, progress)
+    if spec.id != "magent_battle" and (alone := first_group_alone(spec)) != spec:
+        # Snapshots are scored by what the first group earns: so is the random play that medium is half-way from.
+        of_first = replace(task, options=alone.options)
+        with of_first.make_blind(alone, RENDERED_REFERENCE_EPISODES) as hunt:
+            random_return = random_reference(hunt, seed)
     with reporter.bar(f"choose among {len(snapshots)} snapshots") as progress:
         table = standings(spec, config, seed, snapshots, task.device, progress)
     checkpoints = [

@@ -26,14 +26,16 @@ def scripted_policy(spec: EnvSpec) -> Policy:
     names = spec.obs_names[0]
     by_force = all(actions[:2] == ("force_x", "force_y") for actions in spec.action_names)
     if "velocity_x" in names and by_force:
-        for target in ("target", *spec.background):
+        hunt = "background" in spec.options  # who hunts is to be run from, and landmarks are obstacles
+        prey = spec.background if spec.options.get("background") == "prey" else ()
+        for target in ("target", *prey):
             if f"{target}.relative_x" in names:
                 return ScriptedPolicy(spec, [target])
         landmarks = [name.removesuffix(".relative_x") for name in names if _is_landmark(name)]
-        if len(landmarks) >= spec.n_agents:
+        if not hunt and len(landmarks) >= spec.n_agents:
             return ScriptedPolicy(spec, landmarks)
     raise UsageError(
-        f"no scripted policy is known for {spec.id} with these actions: choose another --quality, "
+        f"no scripted policy is known for {spec.id} with these agents and actions: choose another --quality, "
         "or give a trained policy with --policy FILE"
     )
 
@@ -64,7 +66,7 @@ class ScriptedPolicy:
         """Nothing is remembered between steps."""
 
     def act(self, frame: Frame, generator: torch.Generator) -> Tensor:
-        """[E, N, A]: a force in [-1, 1], and nothing said."""
+        """[E, N, A]: a force in [-1, 1], and nothing said, which is -1."""
         agents = torch.arange(frame.obs.shape[1])
         goals = frame.obs[:, agents[:, None, None], self.columns]  # [E, N, goals, 2]
         velocity = frame.obs[:, agents[:, None], self.velocity]  # [E, N, 2]
@@ -76,7 +78,7 @@ class ScriptedPolicy:
             choice = self.orders.to(cost.device)[cost.argmin(-1)]  # [E, N]
         target = goals.gather(2, choice[..., None, None].expand(*choice.shape, 1, 2)).squeeze(2)  # [E, N, 2]
         force = (20 * target - 3 * velocity).clamp(-1, 1)  # [E, N, 2]
-        return pad(force, (0, self.silent))
+        return pad(force, (0, self.silent), value=-1.0)
 
     def annotations(self) -> dict[str, Tensor]:
         """No hidden facts."""

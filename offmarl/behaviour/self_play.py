@@ -20,7 +20,7 @@ from offmarl.behaviour.unit_replay import StateReplay
 from offmarl.envs.base import Environment, EnvSpec, Frame, Step
 from offmarl.envs.magent import describe
 from offmarl.envs.magent_render import renderers
-from offmarl.errors import OffmarlError, unknown_name
+from offmarl.errors import OffmarlError, UsageError, unknown_name
 from offmarl.learners.meanfield.base import MeanFieldLearner
 from offmarl.learners.registry import LEARNERS, learner_class, make_learner
 from offmarl.reporter import Progress
@@ -131,9 +131,14 @@ def train_self_play(
     """Train on `env`, a rendered task, and return a checkpoint every `checkpoint_every` steps.
 
     `on_step` sees every step of all copies, warm-up included; with `until` training stops after that step, and steps
-    up to then are the same as in a full run. Raises `OffmarlError` if training diverges.
+    up to then are the same as in a full run. Raises `UsageError` for a capacity below one step, `OffmarlError` if
+    training diverges.
     """
     spec, device = env.spec, env.device
+    if config.capacity < env.num_envs:
+        raise UsageError(
+            f"behaviour.capacity={config.capacity}: expected at least {env.num_envs}, a step of all copies"
+        )
     if device.type == "cpu":
         keep_freed_memory()
     known = list(renderers(spec).values())

@@ -128,7 +128,7 @@ def play_pair(
     ways = directions(a, b, spec)
     meetings = len(ways) * len(a.seeds) * len(b.seeds)
     games = -(-rules.games // meetings)  # of each meeting
-    rounds = -(-games * meetings * spec.n_agents * spec.obs_dim // _BLOCK)
+    rounds = min(-(-games * meetings * spec.n_agents * spec.obs_dim // _BLOCK), games)
     at_once = -(-games // rounds)
     shape = (len(ways), len(a.seeds), len(b.seeds), at_once)  # W, P, Q, G
     swapped, mine, theirs, _ = torch.cartesian_prod(
@@ -210,15 +210,20 @@ def play_tournament(
     """Play every pair at every number of agents; a pair that lies in `folder` is read and not played again.
 
     In a pursuit contestants meet themselves too, and two who know the same side only do not meet. Raises
-    `UsageError`, before the first game, for fewer than two contestants, the same one twice, and one that can
-    meet nobody.
+    `UsageError`, before the first game, for fewer than two contestants, the same one or the same name twice, and one
+    that can meet nobody.
     """
     names = [contestant.name for contestant in contestants]
     if len(names) < 2:
         raise UsageError("a tournament needs two contestants or more: runs, policy files, random, charge")
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [contestant for contestant in contestants if names.count(contestant.name) > 1]
     if twice:
-        raise UsageError(f"{twice[0]} is named twice: nobody fights himself")
+        name, one = twice[0].name, len({same.identity for same in twice if same.name == twice[0].name}) == 1
+        raise UsageError(
+            f"{name} is named twice: nobody fights himself"
+            if one
+            else f"two contestants are called {name}: rename the file, or the folder, of one"
+        )
     meetings = [
         meeting for size in sorted(set(agents)) for meeting in _meetings(contestants, size, rules, folder)
     ]

@@ -41,9 +41,14 @@ BATTLES: dict[str, Any] = {
     "capacity": 300_000,  # rows are wide: 300 MB
 }
 
+# Every copy is a process of the game: 192 at once, as elsewhere, are more than a machine holds.
+GAMES: dict[str, Any] = {"num_envs": 8, "evaluation_episodes": 8}
+
 
 def tuned(spec: EnvSpec) -> dict[str, Any]:
-    """Settings measured for a task; empty where none were."""
+    """Settings that a task needs, most of them measured; empty where none are known."""
+    if spec.backend == "smac":
+        return GAMES
     return BATTLES if spec.id.startswith("smax_") else TUNED.get(spec.id, {})
 
 

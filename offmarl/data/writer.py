@@ -10,23 +10,18 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    import fcntl
-except ImportError:  # Windows: two writers of one dataset are then not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 import offmarl
-from offmarl.atomic import fsync_folder, replace_folder, write_json
+from offmarl.atomic import fsync_folder, only_one, replace_folder, write_json
 from offmarl.data import hdf5
 from offmarl.data.returns import episode_statistics
 from offmarl.data.schema import (
@@ -54,7 +49,6 @@ from offmarl.errors import DataError, UsageError
 
 PART_BYTES = 1 << 20  # rows in hand are written once they reach this size ...
 PART_SECONDS = 10.0  # ... or this age, so that a slow simulator loses little
-LOCK_NAME = "writing.lock"
 NOT_DECISIVE = ("command", "versions", "resumed")  # provenance that does not decide the rows
 
 
@@ -86,7 +80,7 @@ class Writer:
         check_free(self.folder, overwrite)
         with self._writing():
             (self.partial / PARTS).mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.partial)
+            self._hold()
             for leftover in [*(self.partial / PARTS).iterdir(), self.partial / DATA_NAME]:
                 leftover.unlink(missing_ok=True)
             self._card = DatasetCard(
@@ -124,7 +118,7 @@ class Writer:
         writer._card = card
         writer._check_provenance({**(provenance or {})})
         with writer._writing():
-            writer._lock = _lock(writer.partial)
+            writer._hold()
             if card.complete:  # killed between completing and renaming
                 writer.rows, writer.episodes = card.rows, card.episodes
             else:
@@ -133,11 +127,10 @@ class Writer:
                 writer._update_provenance({"resumed": history})
         return writer
 
-    _lock: IO[bytes] | None = None
-
     def _set_up(self, folder: Path, spec: EnvSpec, overwrite: bool) -> None:
         self.folder = Path(os.path.abspath(folder))
         self.partial = partial_folder(self.folder)
+        self._held = ExitStack()  # the folder, against a second writer
         self.spec = spec
         self._overwrite = overwrite
         self.rows = self.episodes = self.waves = 0  # so far, written or in hand
@@ -244,12 +237,12 @@ class Writer:
         if not self._card.complete:
             self.flush()
             if not self._parts:
-                self._unlock()
+                self._held.close()
                 raise DataError(f"{self.partial} holds no finished episode: nothing to complete")
             self._join()
         with self._writing():
             shutil.rmtree(self.partial / PARTS, ignore_errors=True)
-            self._unlock()
+            self._held.close()
             replace_folder(self.partial, self.folder)
         return Dataset.open(self.folder)
 
@@ -258,7 +251,7 @@ class Writer:
         if not self._card.complete:
             with suppress(DataError):  # the error that led here says more
                 self.flush()
-        self._unlock()
+        self._held.close()
 
     def __enter__(self) -> "Writer":
         return self
@@ -362,11 +355,8 @@ class Writer:
         except OSError as error:
             raise hdf5.unwritable(self.partial, error) from error
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            Path(self._lock.name).unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+    def _hold(self) -> None:
+        self._held.enter_context(only_one(self.partial, f"another process is writing {self.partial}"))
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -385,25 +375,6 @@ def check_replaceable(folder: Path) -> None:
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not (folder / CARD_NAME).exists():
         raise UsageError(f"{folder} is no dataset, and would be lost: choose another folder")
-
-
-def _lock(partial: Path) -> IO[bytes] | None:
-    """Hold `partial` against a second writer; the lock ends with the process, however it ends.
-
-    Raises `UsageError` where another process writes there.
-    """
-    if fcntl is None:
-        return None
-    handle = open(partial / LOCK_NAME, "wb")  # noqa: SIM115 (held until `_unlock`)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        handle.close()
-        raise UsageError(f"another process is writing {partial}") from error
-    except OSError:  # a network disk without locks
-        handle.close()
-        return None
-    return handle
 
 
 def _versions(spec: EnvSpec) -> dict[str, str]:

@@ -17,7 +17,7 @@ class Charge:
     """Every agent steps towards the enemy that is nearest now, and attacks it once it is in reach."""
 
     def __init__(self, spec: EnvSpec):
-        """Read off the tasks's map who fights whom. Raises `UsageError` where nobody is to be fought."""
+        """Read off the task's map who fights whom. Raises `UsageError` where nobody is to be fought."""
         if spec.id == "magent_gather":
             raise UsageError(f"no scripted policy is known for {spec.id}: choose another")
         self._groups = list(renderers(spec).values())

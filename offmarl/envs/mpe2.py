@@ -81,7 +81,7 @@ def action_names(actions: Actions, agents: Sequence[str]) -> Names:
 
 
 def encode_force(force: Tensor, actions: Actions) -> Tensor:
-    """Forces [E, P, 2] in the convention `actions`; as one button, the axis with the larger force."""
+    """Forces [E, P, 2] in the convention `actions`; as one button, the axis with the larger force, if there is one."""
     if actions == "force":
         return force
     if actions == "buttons":
@@ -90,8 +90,8 @@ def encode_force(force: Tensor, actions: Actions) -> Tensor:
         )  # left right down up
         return torch.nn.functional.pad(2 * pressed - 1, (1, 0), value=-1.0)
     axis = force.abs().argmax(-1, keepdim=True)  # [E, P, 1]
-    positive = (force.gather(-1, axis) > 0).long()
-    return (1 + 2 * axis + positive).squeeze(-1)
+    strongest = force.gather(-1, axis)
+    return (1 + 2 * axis + (strongest > 0)).masked_fill(strongest == 0, 0).squeeze(-1)
 
 
 def _spread_names(options: Mpe2SpreadOptions) -> Names:

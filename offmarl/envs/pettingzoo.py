@@ -47,8 +47,10 @@ class Workers:
     def ask(self, request: str, arguments: Sequence[Any] | None = None) -> list[Any]:
         """Send every worker its own argument (or none) and collect the answers.
 
-        Raises `OffmarlError` with what went wrong inside, after stopping all workers.
+        Raises `OffmarlError` with what went wrong inside, after stopping all workers, and `UsageError` after that.
         """
+        if not self._connections:
+            raise UsageError("the environment is closed: make another")
         for k, connection in enumerate(self._connections):
             with suppress(OSError):  # a worker that is gone shows when its answer is due
                 connection.send((request,) if arguments is None else (request, arguments[k]))
@@ -155,13 +157,14 @@ class PettingZooEnvironment(Environment):
             won=torch.from_numpy(flat["won"]).to(self.device) if self._winnable else None,
         )
 
-    def picture(self) -> np.ndarray | None:
-        """What the first copy draws of itself now, [H, W, 3] uint8.
+    def picture(self, copy: int = 0) -> np.ndarray | None:
+        """What a copy draws of itself now, [H, W, 3] uint8.
 
         None where it cannot: most need the option `render_mode` "rgb_array".
         """
-        picture: np.ndarray | None = self._workers.ask("picture", [0] * len(self._workers.chunks))[0]
-        return picture
+        wanted = [copy - own.start if own.start <= copy < own.stop else None for own in self._workers.chunks]
+        drawn = self._workers.ask("picture", wanted)
+        return next((picture for picture in drawn if picture is not None), None)
 
     def close(self) -> None:
         """Stop the workers."""

@@ -186,8 +186,9 @@ class _ModuleBuild:
         policies: dict[str, BackgroundPolicy] = {}
         for agent in spec.background:
             name = next(name for prefix, name in self._roles.items() if agent.startswith(prefix))
-            width = description.action_dims[description.agents.index(agent)]
-            policies[agent] = _generic_policy(name, width, spec.discrete, generator, dtype, opponent)
+            k = description.agents.index(agent)
+            widths = description.obs_dims[k], description.action_dims[k]
+            policies[agent] = _generic_policy(name, widths, spec.discrete, generator, dtype, opponent)
         if not policies:
             refuse_opponent(self.id, opponent)
         return policies
@@ -199,12 +200,13 @@ def _as_actions(policy: Opponent, actions: Actions) -> BackgroundPolicy:
 
 def _generic_policy(
     name: str,
-    width: int,
+    widths: tuple[int, int],  # of what is observed, and of actions
     discrete: bool,
     generator: torch.Generator,
     dtype: torch.dtype,
     opponent: Opponent | None,
 ) -> BackgroundPolicy:
+    observed, width = widths
     if opponent is not None:
         return lambda obs, legal: opponent(obs)
     if name == "random":
@@ -216,7 +218,8 @@ def _generic_policy(
         path = Path(str(name)).expanduser()
         if not path.is_file():
             raise UsageError(f"option background: '{name}' is neither 'random' nor a .safetensors file")
-        score = NetworkPolicy.load(path, generator.device, dtype)
+        score = network = NetworkPolicy.load(path, generator.device, dtype)
+        network.require_fits(f"option background: {path.name}", observed, width, instead="random")
     if not discrete:
         return lambda obs, legal: score(obs)
 

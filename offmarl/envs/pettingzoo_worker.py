@@ -174,8 +174,10 @@ class Copies:
             "won": np.array([victory for _, _, victory in ends]),
         }
 
-    def picture(self, copy: int) -> NDArray[Any] | None:
-        """What a copy draws of itself, [H, W, 3] uint8; None where it cannot."""
+    def picture(self, copy: int | None) -> NDArray[Any] | None:
+        """What a copy draws of itself, [H, W, 3] uint8; None where it cannot, or where none is asked for."""
+        if copy is None:
+            return None
         drawn = self._envs[copy].render()
         return np.asarray(drawn, np.uint8) if isinstance(drawn, np.ndarray) and drawn.ndim == 3 else None
 

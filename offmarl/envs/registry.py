@@ -217,11 +217,13 @@ def make(
     """
     if num_envs < 1:
         raise UsageError(f"{num_envs} copies of {env_id}: at least one is needed")
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} worker processes for {env_id}: at least one is needed")
     options = dict(options or {})
     name, _, target = backend.partition(":")
     if name not in _BACKENDS or (target and name not in _OF_ANY_MODULE):
         raise unknown_name(
-            "backend", backend, [*_BACKENDS, *(f"{one}:module.path" for one in _OF_ANY_MODULE)]
+            "backend", backend, [*_BACKENDS, "pettingzoo:module.path", "gymnasium:module:Class"]
         )
     if not target:
         own = describe(env_id).backend

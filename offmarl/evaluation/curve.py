@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 from offmarl.data.catalog import reference_returns
 from offmarl.data.store import Dataset
-from offmarl.envs.registry import make
-from offmarl.evaluation.rollout import rollout
+from offmarl.evaluation.rollout import rollout, task_of
 from offmarl.evaluation.scores import normalised_score
 from offmarl.learners.base import Learner
 from offmarl.training.acting import acting
@@ -30,7 +29,7 @@ def returns_along(
         return
     spec = dataset.card.env
     references = dataset.card.references or reference_returns(spec)
-    with make(spec.id, seeds * EPISODES, backend=spec.backend, options=spec.options, device=device) as env:
+    with task_of(spec, seeds * EPISODES, device=device) as env:
 
         def measure(learner: Learner) -> dict[str, list[float]]:
             returns = rollout(env, acting(learner, spec), seed)

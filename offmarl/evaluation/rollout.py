@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from offmarl.envs.base import Environment, Policy
+from offmarl.envs.base import Environment, EnvSpec, Policy
+from offmarl.envs.registry import describe, make
+from offmarl.errors import UsageError
 from offmarl.streams import stream, stream_seed
 
 
@@ -28,6 +31,33 @@ class EpisodeReturns:
     def mean_agent(self) -> Tensor:
         """[E] the team's return divided by the number of agents."""
         return self.team / self.n_agents
+
+
+def task_of(
+    spec: EnvSpec,
+    copies: int,
+    options: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> Environment:
+    """Make copies of the task that data came from, with its own options or others.
+
+    Raises `UsageError` like `make`, and for a task that is known from its data alone.
+    """
+    if ":" not in spec.backend:  # else a module says what the id means
+        try:
+            describe(spec.id)
+        except UsageError as error:
+            raise UsageError(
+                f"there is no simulator of {spec.id} here, so nothing can be played: `offmarl evaluate --offline` "
+                "judges runs by their data"
+            ) from error
+    return make(
+        spec.id,
+        copies,
+        backend=spec.backend,
+        options=spec.options if options is None else options,
+        device=device,
+    )
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from offmarl.streams import stream_seed
 
 CONFIDENCE = 0.95
 RESAMPLES = 2_000  # of strata, as Agarwal et al. draw for their profiles
+DRAWN_AT_ONCE = 1 << 21  # values: those of 5,000 resamples of very many episodes would fill the memory
 Strata = Sequence[np.ndarray]  # T arrays [..., V]
 Statistic = Callable[[Strata], np.ndarray]  # T arrays [..., V] -> [...]
 
@@ -77,7 +78,12 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, over: str, resample
     from scipy.stats import bootstrap
 
     answer = bootstrap(
-        (sample,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(0)
+        (sample,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, DRAWN_AT_ONCE // sample.size),
+        method="percentile",
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(mean, float(answer.low), float(answer.high), int(sample.size), over)
 

@@ -7,8 +7,8 @@ data and the credit that cells share, each removed after the last cell that need
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 
 import offmarl
-from offmarl.atomic import write_json, write_text
-from offmarl.errors import UsageError
+from offmarl.atomic import only_one, write_json, write_text
 from offmarl.home import offmarl_home
 from offmarl.recipes import stages
 from offmarl.recipes.engine import Engine, Finished
@@ -28,11 +27,6 @@ from offmarl.recipes.recipe import Cell, CollectStage, Recipe, expand, select
 from offmarl.report.bench_tables import BenchTable, MeasuredCell, make_table
 from offmarl.report.study import distinguished, flat, told_apart
 from offmarl.reporter import Reporter, Silent
-
-try:
-    import fcntl
-except ImportError:  # not on this platform: two processes in one folder are then not noticed
-    fcntl = None  # type: ignore[assignment]
 
 CELLS, WORK = "cells", "work"  # below the benchmark's folder
 OPEN, DONE, FAILED = "open", "done", "failed"
@@ -235,7 +229,7 @@ def run_bench(
     if not todo:
         return report
     work = folder / WORK
-    with _only_one(work):
+    with only_one(work, f"another offmarl bench is at work in {folder}"):
         if overwrite:
             for cell in todo:
                 _path(cell, folder).unlink(missing_ok=True)
@@ -339,16 +333,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold `folder` against a second process; the lock ends with this one, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another offmarl bench is at work in {folder.parent}") from error
-        yield

@@ -12,8 +12,8 @@ from offmarl.credit.relabel import CreditReport
 from offmarl.data.store import Dataset
 from offmarl.envs.base import Environment, EnvSpec, Frame, Step
 from offmarl.envs.pettingzoo import PettingZooEnvironment
-from offmarl.envs.registry import make
 from offmarl.errors import OffmarlError, UsageError
+from offmarl.evaluation.rollout import task_of
 from offmarl.learners.base import Learner
 from offmarl.report.neighbours import NeighbourWeights, around, neighbour_weights, require_weights
 from offmarl.report.scene import Scene, scene_of
@@ -114,21 +114,21 @@ def telling_episodes(dataset: Dataset, report: CreditReport | None, count: int) 
 
 @torch.no_grad()
 def played_episodes(
-    run: RunFolder, count: int, seed: int = 0, pictures: bool = False, weights_of: str | None = None
+    run: RunFolder, count: int, seed: int = 0, pictures_of: int | None = None, weights_of: str | None = None
 ) -> list[ShownEpisode]:
     """Let the policy of a run's first seed play `count` episodes, with the true rewards where the task tells them.
 
-    With `pictures`, a PettingZoo task that tells no positions draws its first episode itself. `weights_of` names an
+    A PettingZoo task that tells no positions draws the episode `pictures_of` itself. `weights_of` names an
     agent whose neighbours are shown with what it makes of them. Raises `OffmarlError` where the environment or the
     policy cannot be had, `UsageError` where that agent weighs nobody.
     """
     policy = load_policy(run).of_seed(0)
     if weights_of is not None:
         require_weights(policy.learner, policy.spec, weights_of)
-    with _environment(policy.spec, count, pictures) as env:
+    with _environment(policy.spec, count, pictures_of is not None) as env:
         generator = stream(seed, "rollout", "policy", device=env.device)
         frame = env.reset(stream_seed(seed, "rollout", "reset"))
-        record = _Recording(env, frame, pictures and frame.position is None)
+        record = _Recording(env, frame, pictures_of if frame.position is None else None)
         policy.begin(torch.ones(count, dtype=torch.bool, device=env.device), generator)
         for _ in range(min(env.spec.horizon, MOST_STEPS)):
             step = env.step(policy.act(frame, generator))
@@ -165,25 +165,30 @@ def _weighed(
 class _Recording:
     """What is seen and earned in the first episode of every copy."""
 
-    def __init__(self, env: Environment, frame: Frame, pictures: bool) -> None:
+    def __init__(self, env: Environment, frame: Frame, drawn: int | None) -> None:
         self._env, self._frames = env, [frame]
         self._steps: list[Step] = []
         self.length = torch.zeros(env.num_envs, dtype=torch.int64)
         self.over = torch.zeros(env.num_envs, dtype=torch.bool)
-        drawer = env if pictures and isinstance(env, PettingZooEnvironment) else None
-        picture = None if drawer is None else drawer.picture()
-        self._drawer = drawer if picture is not None else None
-        self._pictures = [] if picture is None else [picture]
+        self._drawn = drawn
+        self._pictures: list[np.ndarray] = []
+        if (picture := self._picture()) is not None:
+            self._pictures.append(picture)
 
     def add(self, step: Step) -> None:
         self._frames.append(step.successor)
         self._steps.append(step)
         self.length += ~self.over
-        # A copy that ended was reset within the step: its last frame cannot be drawn any more.
-        if self._drawer is not None and not self.over[0]:
-            picture = None if step.done[0] else self._drawer.picture()
+        if self._pictures and not self.over[self._drawn]:
+            # A copy that ended was reset within the step: its last frame cannot be drawn any more.
+            picture = None if step.done[self._drawn] else self._picture()
             self._pictures.append(self._pictures[-1] if picture is None else picture)
         self.over |= step.done.cpu()
+
+    def _picture(self) -> np.ndarray | None:
+        if self._drawn is None or not isinstance(self._env, PettingZooEnvironment):
+            return None
+        return self._env.picture(self._drawn)
 
     def states(self, copy: int) -> torch.Tensor:
         """[T + 1, D]."""
@@ -215,7 +220,7 @@ class _Recording:
             reward=reward,
             reward_name=name,
             truth=truth,
-            pictures=np.stack(self._pictures) if self._pictures and copy == 0 else None,
+            pictures=np.stack(self._pictures) if self._pictures and copy == self._drawn else None,
             note="" if self.over[copy] else _shortened(spec.horizon),
         )
 
@@ -225,10 +230,10 @@ def _environment(spec: EnvSpec, count: int, pictures: bool) -> Environment:
     if pictures and spec.backend.startswith("pettingzoo:") and "render_mode" not in spec.options:
         try:
             options = {**spec.options, "render_mode": "rgb_array"}
-            return make(spec.id, count, backend=spec.backend, options=options)
+            return task_of(spec, count, options)
         except OffmarlError:
             pass  # it cannot draw itself
-    return make(spec.id, count, backend=spec.backend, options=spec.options)
+    return task_of(spec, count)
 
 
 def _told(truth: np.ndarray | None, team_reward: np.ndarray, n_agents: int) -> tuple[str, np.ndarray]:

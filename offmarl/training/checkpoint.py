@@ -1,5 +1,6 @@
 """Checkpoints: one safetensors file with the learner's tensors, replaced atomically."""
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Checkpoint:
         tensors = {_LEARNER + name: tensor.cpu() for name, tensor in self.learner.items()}
         metadata = {"format": FORMAT, "step": str(self.step), "metrics": json.dumps(self.metrics)}
         with replacing(path) as temporary:
-            save_file({**tensors, _SAMPLING: self.sampling.cpu()}, str(temporary), metadata)
+            write_tensors(temporary, {**tensors, _SAMPLING: self.sampling.cpu()}, metadata)
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> "Checkpoint":
@@ -46,6 +47,14 @@ class Checkpoint:
             if name.startswith(_LEARNER)
         }
         return cls(int(metadata["step"]), learner, tensors[_SAMPLING], json.loads(metadata["metrics"]))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file. Raises `OSError` where the disk is full: the library has an error of its own for it."""
+    try:
+        save_file(tensors, str(path), metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def read_tensors(

@@ -8,11 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import offmarl
@@ -21,6 +21,7 @@ from offmarl.errors import OffmarlError, UsageError, unknown_name
 from offmarl.learners.base import ObservingLearner
 from offmarl.policy import ABOUT, FILES, FORMAT, Policy, load_policy
 from offmarl.streams import stream
+from offmarl.training.checkpoint import write_tensors
 from offmarl.training.run import RunFolder
 from offmarl.training.run import load_policy as load_run
 
@@ -174,6 +175,10 @@ def _require_same(expected: Answer, found: Answer, what: str) -> None:
 def _require_replaceable(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file: give a folder")
+    if out.resolve() == Path.cwd():
+        raise UsageError(
+            f"--out {out}: the folder is replaced as a whole, so take one inside the current folder"
+        )
     if not any(out.iterdir()):
         return
     if not (out / ABOUT).exists():
@@ -189,7 +194,7 @@ def _write_tensors(module: nn.Module, path: Path, run: RunFolder) -> dict[str, l
             "--format torchscript"
         )
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.tensors().items()}
-    save_file(tensors, str(path), {"format": FORMAT})
+    write_tensors(path, tensors, {"format": FORMAT})
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -199,7 +204,10 @@ def _write_torchscript(module: nn.Module, path: Path, given: Given) -> None:
             "ignore"
         )  # deprecated in favour of torch.export, which cannot yet be run without Python
         traced = torch.jit.trace(module, tuple(given.values()), check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), str(path))
+        # Written by PyTorch itself, a full disk would end the process.
+        content = BytesIO()
+        torch.jit.save(torch.jit.freeze(traced), content)
+    path.write_bytes(content.getvalue())
 
 
 def _write_onnx(module: nn.Module, path: Path, given: Given) -> None:

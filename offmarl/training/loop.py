@@ -98,7 +98,7 @@ def train(
         MetricsLog(run.metrics_path, step, board) as log,
         matmul_precision(config.matmul_precision, learner.device) as precision,
     ):
-        run.update(status="running", error=None, matmul_precision=precision)
+        run.update(status="running", error=None, steps=step, matmul_precision=precision)
         batch_size = config.batch_size or USUAL_BATCH[learner.batch_unit]
         while step < config.steps:
             batch = learner.sample(data, batch_size, sampling)
@@ -125,8 +125,9 @@ def train(
                 log.sync()
                 states = torch.stack([generator.get_state() for generator in sampling])
                 Checkpoint(step, state, states, metrics).save(run.checkpoint_path)
+                run.update(steps=step)
     summary = {name: sum(seeds) / len(seeds) for name, seeds in metrics.items()}
-    run.update(status="complete", steps=step, summary=summary)
+    run.update(status="complete", summary=summary)
     return summary
 
 

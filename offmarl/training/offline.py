@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import offmarl
+from offmarl.atomic import only_one
 from offmarl.credit.relabel import BUILT_IN, require_rewards, rewards_for
 from offmarl.data.catalog import runs_folder
 from offmarl.data.load import load_transitions, load_units
@@ -125,10 +126,11 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
             data.require_batch(batch_size)
         else:
             data = load_transitions(dataset).with_reward(rewards).to(request.device)
-    if run is None:
-        run = RunFolder.create(folder, record, request.overwrite)
-    with reporter.bar(f"train {request.learner}") as progress:
-        train(learner, data, train_config, run, request.resume, progress, request.along)
+    with only_one(folder, f"another process is training in {folder}: let it end, or give another --out"):
+        if run is None:
+            run = RunFolder.create(folder, record, request.overwrite)
+        with reporter.bar(f"train {request.learner}") as progress:
+            train(learner, data, train_config, run, request.resume, progress, request.along)
     return run
 
 
@@ -154,11 +156,15 @@ def _existing(
     if not request.resume:
         run.refuse()
     for name in ("learner", "learner_config", "train_config", "rewards", "seeds"):
-        if run.record.get(name) != record[name]:
-            raise UsageError(
-                f"--resume: run {run.id} was started with {name} {run.record.get(name)}, not {record[name]}: "
-                "ask for the same, or replace it with --overwrite"
-            )
+        then, now = run.record.get(name), record[name]
+        if then == now:
+            continue
+        if isinstance(then, dict):  # what differs is easier to see without the rest
+            then, now = _unlike(then, now), _unlike(now, then)
+        raise UsageError(
+            f"--resume: run {run.id} was started with {name} {then}, not {now}: ask for the same, or replace it with "
+            "--overwrite"
+        )
     if run.record["dataset"]["sha256"] != record["dataset"]["sha256"]:
         raise UsageError(
             f"--resume: dataset {record['dataset']['id']} has changed since run {run.id} was started"
@@ -173,10 +179,16 @@ def _existing(
     return run
 
 
+def _unlike(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Keep the settings that `others` lack or have otherwise."""
+    return {key: value for key, value in settings.items() if key not in others or others[key] != value}
+
+
 def _require_fitting(run: RunFolder, learner: Learner) -> None:
     """Raise `DataError` for a checkpoint that is not this learner's, before any data is read."""
+    saved = Checkpoint.load(run.checkpoint_path)
     try:
-        learner.check_state(Checkpoint.load(run.checkpoint_path).learner)
+        learner.check_state(saved.learner)
     except DataError as error:
         raise DataError(f"--resume: {run.checkpoint_path}: {error}") from error
 

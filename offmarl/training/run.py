@@ -65,7 +65,8 @@ class RunFolder:
                 raise UsageError(f"{folder} holds files that are no run: choose another folder")
             if not overwrite:
                 cls.open(folder).refuse()
-            shutil.rmtree(folder)
+            for entry in folder.iterdir():  # not the folder: it is what `only_one` holds
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         run = cls(folder, {"schema_version": SCHEMA_VERSION, **record})
         run.update(status="running", created=datetime.now(UTC).isoformat())
         return run

@@ -1,3 +1,7 @@
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,7 +60,9 @@ def test_a_damaged_cache_of_policies_is_one_line(home, content, said):
 def test_qualities_come_from_one_training_that_is_kept(home):
     expert = collect_dataset(request(name="targets/expert-v0"), Silent())
     medium = collect_dataset(request(quality="medium", name="targets/medium-v0"), Silent())
-    everything = request(quality="medium-replay", name="targets/medium-replay-v0", transitions=None)
+    everything = request(
+        quality="medium-replay", name="targets/medium-replay-v0", transitions=None, num_envs=None
+    )
     replay = collect_dataset(everything, Silent())
     assert len(list((home / "policies" / "mpe_targets").iterdir())) == 1, "trained once"
 
@@ -68,11 +74,73 @@ def test_qualities_come_from_one_training_that_is_kept(home):
     assert abs(returns[1] - half_way) < 0.5 * (trained.expert_return - trained.random_return)
     # Whole episodes of all copies until the medium policy was taken, warm-up included.
     assert replay.card.transitions == trained.medium_step // 25 * 25 * QUICK["num_envs"]
-    thinned = collect_dataset(request(quality="medium-replay", name="targets/medium-replay-v1"), Silent())
+    thinned = collect_dataset(
+        request(quality="medium-replay", name="targets/medium-replay-v1", num_envs=None), Silent()
+    )
     assert 1_000 <= thinned.card.transitions < replay.card.transitions
     for dataset in (expert, medium, replay, thinned):
         assert validate(dataset) == []
         assert dataset.card.references == trained.references
+
+
+SHORT = QUICK | {
+    "steps": 60,
+    "warm_up": 20,
+    "checkpoint_every": 20,
+    "num_envs": 2,
+    "evaluation_episodes": 250,
+}
+
+
+def test_training_that_is_shorter_than_an_episode_is_replayed_to_the_end_of_one():
+    long = OPTIONS | {"horizon": 80}
+    replay = collect_dataset(
+        request(quality="medium-replay", env_options=long, behaviour=SHORT, num_envs=None, transitions=None),
+        Silent(),
+    )
+    assert replay.card.transitions == 2 * 80
+    assert replay.card.provenance["until_step"] == 80
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_qualities_that_are_none_are_told(home):
+    once = SHORT | {"steps": 40, "num_envs": 16, "checkpoint_every": 40}
+    quick = request(quality="medium", behaviour=once, transitions=50)
+    collect_dataset(quick, Silent())
+    (record,) = (home / "policies").rglob("training.json")
+    stored = json.loads(record.read_text())
+    for better, said in (
+        (1, "medium and expert are the same policy, of step 40"),
+        (-1, "expert earns no more"),
+    ):
+        record.write_text(json.dumps(stored | {"expert_return": stored["random_return"] + better}))
+        notes = Notes()
+        collect_dataset(replace(quick, overwrite=True), notes)
+        assert notes.said[-1].startswith(said)
+
+
+def test_a_replay_takes_the_place_of_its_own_beginning_and_of_nothing_else(home):
+    replay = request(
+        quality="medium-replay", behaviour=SHORT, num_envs=None, out=home / "data", name="a/b-v0"
+    )
+    spec = make("mpe_targets", options=OPTIONS).spec
+    Writer(home / "data", spec, id="a/b-v0", provenance={"quality": "random"}).abandon()
+    with pytest.raises(UsageError, match=r"quality='random', not 'medium-replay'.*--overwrite"):
+        collect_dataset(replay, Silent())
+    done = collect_dataset(replace(replay, overwrite=True), Silent())
+    begun = {name: value for name, value in done.card.provenance.items() if name != "versions"}
+    Writer(home / "data", spec, id="a/b-v0", provenance=begun, overwrite=True).abandon()
+    shutil.rmtree(home / "data")
+    assert collect_dataset(replay, Silent()).card.sha256 == done.card.sha256
 
 
 def test_the_identity_of_free_riders_is_stored_but_not_as_an_array_of_the_data():

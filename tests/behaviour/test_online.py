@@ -6,7 +6,7 @@ from offmarl.behaviour.online import Checkpoint, OnlineConfig, train_online
 from offmarl.behaviour.qualities import half_way
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.envs.registry import make
-from offmarl.errors import DataError
+from offmarl.errors import DataError, UsageError
 from offmarl.evaluation.rollout import rollout
 
 CONFIG = OnlineConfig(
@@ -62,6 +62,16 @@ def test_a_damaged_policy_file_is_named(tmp_path):
         load_policy_file(path)
     with pytest.raises(DataError, match=r"missing\.safetensors cannot be read"):
         load_policy_file(tmp_path / "missing.safetensors")
+
+
+def test_a_buffer_holds_a_step_at_least():
+    with (
+        make("mpe_spread", 4) as env,
+        pytest.raises(
+            UsageError, match="capacity=11: expected at least 12, a step of 4 copies with 3 agents"
+        ),
+    ):
+        train_online(env, env, OnlineConfig(capacity=11), 0)
 
 
 def test_medium_lies_half_way_and_before_the_expert():

@@ -89,6 +89,23 @@ def test_scripted_policies_solve_their_task(env_id, times_random):
     assert scripted > times_random * by_chance
 
 
-def test_a_task_without_a_script_says_so():
-    with pytest.raises(UsageError, match="no scripted policy is known for scm_a"):
-        scripted_policy(make("scm_a").spec)
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        ("scm_a", {}),
+        ("mpe_tag", {"background": "predators"}),  # prey that runs at a predator
+        ("mpe_tag", {"background": "none", "obstacles": 4}),  # everybody at an obstacle
+    ],
+)
+def test_a_task_without_a_script_says_so(env_id, options):
+    with pytest.raises(UsageError, match=f"no scripted policy is known for {env_id}"):
+        scripted_policy(make(env_id, options=options).spec)
+
+
+def test_the_scripted_leader_says_nothing():
+    with make("mpe_world", 1, workers=1) as env:
+        action = scripted_policy(env.spec).act(env.reset(0), stream(0, "test"))
+        assert env.spec.action_names[0][2:] == ("say_0", "say_1", "say_2", "say_3")
+        assert (action[0, 0, 2:] == -1).all()
+        heard = [k for k, name in enumerate(env.spec.obs_names[1]) if ".message_" in name]
+        assert not env.step(action).successor.obs[0, 1, heard].any()

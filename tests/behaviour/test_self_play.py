@@ -5,6 +5,7 @@ import resource
 import pytest
 import torch
 
+from offmarl.behaviour import qualities
 from offmarl.behaviour.collection import CollectRequest, collect_dataset
 from offmarl.behaviour.games import play
 from offmarl.behaviour.panel import Standing, best, medium, standings
@@ -265,7 +266,9 @@ def request(**changes) -> CollectRequest:
 def test_battles_are_collected_in_every_quality(home):
     expert = collect_dataset(request(name="battle/expert-v0"), Silent())
     medium = collect_dataset(request(quality="medium", name="battle/medium-v0"), Silent())
-    replay = collect_dataset(request(quality="medium-replay", name="battle/replay-v0"), Silent())
+    replay = collect_dataset(
+        request(quality="medium-replay", name="battle/replay-v0", num_envs=None), Silent()
+    )
     scripted = collect_dataset(request(quality="scripted", name="battle/scripted-v0"), Silent())
     (folder,) = (home / "policies" / "magent_battle").iterdir()
     for dataset in (expert, medium, replay, scripted):
@@ -302,11 +305,22 @@ def test_predators_learn_from_random_prey_and_their_policy_takes_more_of_them(ho
         collect_dataset(wrong, Silent())
 
 
-def test_both_sides_of_a_pursuit_can_learn(home):
+def test_both_sides_of_a_pursuit_can_learn(home, monkeypatch):
     options = {"agents": 4, "horizon": 20, "background": "none"}
+    compared = []
+
+    def watched(table, random_return):
+        compared.append(random_return)
+        return medium(table, random_return)
+
+    monkeypatch.setattr(qualities, "medium", watched)
     dataset = collect_dataset(request(env="magent_pursuit", env_options=options), Silent())
     assert validate(dataset) == []
     assert len(dataset.spec.groups) == 2
+    # Snapshots are scored by what predators earn of random prey, and medium lies half-way from random predators.
+    alone = {**options, "background": "prey"}
+    with make_magent("magent_pursuit", 16, alone, views=False) as env:
+        assert compared == [qualities.random_reference(env, 0)]
 
 
 def cpu_seconds() -> float:

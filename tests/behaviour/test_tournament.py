@@ -77,6 +77,14 @@ def test_sides_are_swapped_and_every_seed_meets_every_seed(monkeypatch):
     assert (pair.a_seeds, pair.b_seeds, pair.a_trained_on) == ((5, 6), (7,), 4)
 
 
+@pytest.mark.parametrize(("block", "rounds"), [(1 << 25, 1), (1 << 10, 2)])
+def test_games_that_do_not_fit_at_once_are_no_more_games(monkeypatch, block, rounds):
+    monkeypatch.setattr(tournament, "_BLOCK", block)
+    seen = scripted_games(monkeypatch, {(0, 1): (1.0, 0.0), (1, 0): (0.0, 1.0)})
+    assert play_pair(RANDOM, CHARGE, 4, replace(RULES, games=4)).games == 4
+    assert len(seen) == rounds
+
+
 def test_the_interval_is_wilsons(monkeypatch):
     scripted_games(monkeypatch, {(0, 1): (1.0, 0.0), (1, 0): (0.5, 0.5)})
     pair = play_pair(RANDOM, CHARGE, 4, replace(RULES, games=10))
@@ -135,6 +143,12 @@ def test_what_was_played_is_kept_and_a_damaged_file_is_played_again(monkeypatch,
     assert played[2:] == [("random", "charge", 9)]
     play_tournament([RANDOM, CHARGE], [4], replace(rules, seed=1), tmp_path, Silent())
     assert played[3:] == [("random", "charge", 4)]
+
+
+def test_two_of_one_name_are_told_apart_before_they_play(tmp_path):
+    same = [Contestant("cmfq/expert", "1"), Contestant("cmfq/expert", "2")]
+    with pytest.raises(UsageError, match="two contestants are called cmfq/expert: rename"):
+        play_tournament(same, [4], RULES, tmp_path, Silent())
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,11 @@ def test_warehouse_observations_and_rewards() -> None:
         assert not env.spec.shared_reward
     with pytest.raises(UsageError, match="1 agents and 0 requests"):
         make("rware_tiny_1ag_hard")
+    # The shelf that is brought is replaced by one that was not asked for.
+    with pytest.raises(UsageError, match=r"32 shelves asked for at once of 32 .*env.requests=31"):
+        make("rware_tiny_2ag", options={"requests": 32}, workers=1)
+    with pytest.raises(UsageError, match="111 agents do not fit into a warehouse of 110 cells"):
+        make("rware_tiny_111ag", workers=1)
 
 
 def test_missing_packages_are_one_line(monkeypatch) -> None:

@@ -112,6 +112,11 @@ def test_copies_that_end_at_different_times() -> None:
     ]
     assert frame.obs.shape == step.frame.obs.shape
 
+    before = env.entity_positions()
+    with pytest.raises(UsageError, match=r"time must be in 0\.\.4"):
+        env.set_state(torch.zeros_like(before), time=5)
+    assert torch.equal(env.entity_positions(), before), "a state that is refused changes nothing"
+
 
 def place(env, **where: tuple[float, float]) -> None:
     """Put the named entities there and all others far away, apart from each other."""
@@ -277,8 +282,14 @@ def test_opponent_network_from_a_file(tmp_path) -> None:
     assert from_function.spec.options["prey_policy"] == "custom"
     assert from_file.spec.options["prey_policy"] == str(path)
 
-    with pytest.raises(UsageError, match="observe 14 numbers, in this task 18"):
+    with pytest.raises(UsageError, match="observes 14 numbers and gives 2, in this task 18 and 2"):
         make("mpe_tag", options={"prey_policy": str(path), "agents": 5})
+    NetworkPolicy([layers[0], (torch.zeros(1, 16), torch.zeros(1))]).save(path)
+    with pytest.raises(UsageError, match=r"gives 1, in this task 14 and 2 .*, for example 'flee'"):
+        make("mpe_tag", options={"prey_policy": str(path)})
+    NetworkPolicy([layers[0], (torch.zeros(2, 9), torch.zeros(2))]).save(path)
+    with pytest.raises(DataError, match=r"layer_1 has weights \[2, 9\] and biases \[2\]"):
+        make("mpe_tag", options={"prey_policy": str(path)})
     path.write_bytes(b"not a network")
     with pytest.raises(DataError, match="not a readable safetensors"):
         make("mpe_tag", options={"prey_policy": str(path)})
@@ -319,6 +330,8 @@ def test_mistakes_are_explained() -> None:
         make("mpe_tag", options={"prey_policy": "fle"})
     with pytest.raises(UsageError, match="unknown backend"):
         make("mpe_spread", backend="petingzoo")
+    with pytest.raises(UsageError, match="-1 worker processes"):
+        make("mpe_tag", backend="pettingzoo", workers=-1)
     with pytest.raises(UsageError, match="there is no opponent"):
         make("mpe_spread", opponent=lambda obs: obs)
     env = build("mpe_spread")
@@ -327,6 +340,11 @@ def test_mistakes_are_explained() -> None:
     env.reset(0)
     with pytest.raises(UsageError, match=r"shape \(3, 3, 5\), expected \(3, 3, 2\)"):
         env.step(torch.zeros(3, 3, 5))
+    env = build("mpe_spread", options={"actions": "discrete"})
+    env.reset(0)
+    for choice in (-1, 5):
+        with pytest.raises(UsageError, match=f"actions from {choice} to {choice}, expected 0 to 4"):
+            env.step(torch.full((3, 3), choice))
 
 
 def test_every_listed_environment_can_be_made() -> None:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from offmarl.envs.mpe2 import encode_force
+from offmarl.envs.opponents.policy import NetworkPolicy
 from offmarl.envs.registry import make
 from offmarl.errors import OffmarlError, UsageError
 
@@ -104,7 +106,7 @@ def test_box_actions_are_rescaled() -> None:
         assert env.step(action).agent_reward.tolist() == [[-2.0, 5.0, 12.0]]
 
 
-def test_background_agents_follow_their_policy() -> None:
+def test_background_agents_follow_their_policy(tmp_path) -> None:
     with tiny(5, background={"blue": "random"}, health=3) as env:
         assert env.spec.agents == ("red_0", "red_1")
         assert env.spec.background == ("blue_0",)
@@ -116,6 +118,11 @@ def test_background_agents_follow_their_policy() -> None:
         tiny(background={"green": "random"})
     with pytest.raises(UsageError, match="neither 'random' nor"):
         tiny(background={"blue": "brave"})
+    NetworkPolicy([(torch.zeros(4, 9), torch.zeros(4))]).save(tmp_path / "blue.safetensors")
+    with pytest.raises(
+        UsageError, match=r"blue.safetensors: it observes 9 numbers and gives 4, in this task"
+    ):
+        tiny(background={"blue": str(tmp_path / "blue.safetensors")})
 
 
 def test_spec_rebuilds_the_environment() -> None:
@@ -164,6 +171,14 @@ def test_workers_are_gone_after_close() -> None:
     processes = list(env._workers._processes)
     env.close()
     assert not any(process.is_alive() for process in processes)
+    for use in (lambda: env.reset(0), lambda: env.step(torch.zeros(2, 3, dtype=torch.int64))):
+        with pytest.raises(UsageError, match="the environment is closed"):
+            use()
+
+
+def test_no_force_presses_no_button() -> None:
+    force = torch.tensor([[[0.0, 0.0], [-0.2, 0.1], [0.0, 0.3]]])
+    assert encode_force(force, "discrete").tolist() == [[0, 1, 4]]
 
 
 def test_mpe2_behind_the_adapter_is_the_particle_world() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offmarl.behaviour.tuning import behaviour_config
 from offmarl.envs.registry import default_options, describe, listing, make
 from offmarl.envs.smac import MAPS, SmacV2Options, capabilities
 from offmarl.errors import OffmarlError, UsageError
@@ -38,6 +39,8 @@ def wait(frame) -> torch.Tensor:
 def test_spec_names_and_deaths() -> None:
     with battles() as env:
         spec = env.spec
+        training = behaviour_config(spec, {})
+        assert training.num_envs + training.evaluation_episodes <= 16, "games that run at once"
         with make(spec.id, 1, backend=spec.backend, options=spec.options) as rebuilt:
             assert rebuilt.spec == spec
         assert spec.agents == ("ally_0", "ally_1", "ally_2")

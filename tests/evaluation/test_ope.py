@@ -4,6 +4,8 @@ The chain: two steps, two agents with two choices each. Who both choose 1 at fir
 a_0 in state 0, and 3 + a_0 + 2 a_1 in state 1. Observations tell the state and the step.
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -228,6 +230,16 @@ def test_a_policy_acts_in_the_data_as_it_would_step_by_step(trunk):
             assert torch.equal(action[:, 0], acted[:, row])
 
 
+def test_dimensions_that_an_agent_does_not_have_are_nothing_as_in_the_data():
+    spec = toy(2, 2, 2, None).model_copy(update={"action_names": (("u", "v"), ("u",))})
+    learner = make_learner("bc", spec, {}, [0])
+    transitions = table(spec, torch.randn(3, 3, 2, 2), torch.zeros(3, 3, 2, 2), torch.zeros(3, 3))
+    acted = policy_actions(learner, transitions)
+    assert (acted[0, :, 0] != 0).all()
+    assert (acted[0, :, 1, 0] != 0).all()
+    assert (acted[0, :, 1, 1] == 0).all()
+
+
 def test_what_the_data_cannot_answer_is_refused_in_a_line(logged):
     continuous, discrete = toy(2, 2, 2, None), toy(2, 2, 2)
     with pytest.raises(UsageError, match="--estimator wis: actions of toy are continuous"):
@@ -241,8 +253,12 @@ def test_what_the_data_cannot_answer_is_refused_in_a_line(logged):
     assert "wis_cloned" in usual(discrete, known=False)
     nothing = chain(torch.zeros(10, 2, 2, dtype=torch.int64))
     nothing.row[:, nothing.columns["team_reward"]] = 0
-    with pytest.raises(DataError, match="nothing to evaluate"):
-        fitted_q(Logged(nothing, policies(30)), FIT)
+    for estimator in ("fqe", "d3rlpy_fqe"):
+        if estimator == "fqe" or find_spec("d3rlpy"):
+            with pytest.raises(DataError, match="nothing to evaluate"):
+                ESTIMATORS[estimator](
+                    Question(Logged(nothing, policies(30)), FIT, 0, resamples(10, nothing.device))
+                )
 
 
 def test_ranks_and_regret():

@@ -38,7 +38,7 @@ def _no_environment(runs, monkeypatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an environment was made")
 
-    for module in ("offmarl.envs.registry", "offmarl.evaluation.scores", "offmarl.evaluation.curve"):
+    for module in ("offmarl.envs.registry", "offmarl.evaluation.rollout"):
         monkeypatch.setattr(f"{module}.make", refuse)
     with pytest.raises(AssertionError, match="an environment"):
         registry.make("mpe_spread", 1)
@@ -62,6 +62,12 @@ def test_runs_are_judged_without_an_environment(runs, offmarl, succeed, home):
     assert code == 0, error
     assert "no environment touched" in out
     assert "what the fit got wrong is not in it" in out
+
+
+def test_what_is_estimated_is_said_to_be_discounted_where_it_is(runs, offmarl):
+    command = f"evaluate --offline --run {runs['bc']} --estimator behaviour {OPE}"
+    assert "summed team reward, from" in offmarl(command).stdout
+    assert "summed with a discount of 0.5 a step, from" in offmarl(f"{command} --set ope.gamma=0.5").stdout
 
 
 @pytest.mark.usefixtures("_no_environment")
@@ -104,6 +110,7 @@ def test_runs_are_ranked_and_checked_where_they_were_played(runs, succeed, offma
     ("command", "message"),
     [
         ("evaluate --offline --run {bc} --estimator wis", "actions of mpe_spread are continuous"),
+        ("evaluate --offline --run {bc} --episodes 5", "--episodes are played, and --offline plays nothing"),
         ("evaluate --offline --run {bc} --estimator fqa", "unknown estimator 'fqa': did you mean"),
         ("evaluate --run {bc} --estimator fqe", "--estimator is for --offline"),
         ("evaluate --offline --run {bc} --set env.agents=2", "unknown section of --set 'env'"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from offmarl.console import Terminal
 from offmarl.credit.relabel import decompose
 from offmarl.data.store import Dataset
 from offmarl.errors import UsageError
@@ -49,6 +50,17 @@ def test_agreement_is_that_of_the_rewards_trained_on(dataset, tmp_path):
     assert train_offline(dataset, request).status == "complete"
 
 
+def test_a_run_that_is_not_complete_is_told_to_be_so(dataset, tmp_path, capsys):
+    run = train_offline(dataset, TrainRequest("bc", "mean", train_settings=FAST, out=tmp_path / "run"))
+    evaluate_run(run, 2, 0, {}, "cpu", Terminal())
+    assert "not complete" not in capsys.readouterr().err
+    run.update(status="failed")
+    evaluate_run(run, 2, 0, {}, "cpu", Terminal())
+    assert f"run {run.id} is not complete (failed): judged is its checkpoint of step 2" in (
+        capsys.readouterr().err
+    )
+
+
 def test_rewards_of_the_dataset_itself_need_no_digest(dataset, tmp_path):
     run = train_offline(dataset, TrainRequest("bc", "mean", train_settings=FAST, out=tmp_path / "run"))
     assert run.record["rewards_sha256"] is None
@@ -57,7 +69,7 @@ def test_rewards_of_the_dataset_itself_need_no_digest(dataset, tmp_path):
 
 def evaluation(run, dataset="a/expert-v0", seeds=3, behaviour=99.0, normalised=1.0):
     """A run's scores by hand."""
-    interval = bootstrap_interval(np.arange(3.0), "seeds" if seeds > 1 else "episodes")
+    interval = bootstrap_interval(np.arange(float(max(seeds, 3))), "seeds" if seeds > 1 else "episodes")
     return Evaluation(
         run=run,
         dataset=dataset,
@@ -86,7 +98,22 @@ def test_notes_are_of_all_runs_in_whatever_order():
         notes = EvaluationReport(tuple(order)).notes()
         assert any(note.startswith("one seed: the interval is over its episodes") for note in notes)
         assert any("no reference returns are known for b with" in note for note in notes)
-    assert len(EvaluationReport((runs[0],)).notes()) == 1
+    assert len(EvaluationReport((evaluation("d", seeds=10),)).notes()) == 1
+    (_, few) = EvaluationReport((runs[0],)).notes()
+    assert few.startswith("an interval over so few seeds is too sure")
+
+
+def test_rows_name_their_dataset_where_there_are_several():
+    runs = (evaluation("a"), evaluation("b", "b/x-v0"))
+    for report in (EvaluationReport(runs), EvaluationReport(runs[:1])):
+        assert {len(row) for row in report.rows()} == {len(report.columns())}
+    assert [row[:2] for row in EvaluationReport(runs).rows()] == [
+        ["a/expert-v0", "(behaviour)"],
+        ["a/expert-v0", "td3bc"],
+        ["b/x-v0", "(behaviour)"],
+        ["b/x-v0", "td3bc"],
+    ]
+    assert EvaluationReport(runs[:1]).columns()[0] == "learner"
 
 
 def test_the_logged_team_is_a_line_only_where_all_runs_share_it(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -36,6 +37,16 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
         interval = bootstrap_interval(generator.normal(3.0, 1.0, 40), "episodes", resamples=500)
         covered += interval.low <= 3.0 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_very_many_episodes_fit_into_the_memory():
+    values = np.random.default_rng(0).normal(3.0, 1.0, 20_000)
+    tracemalloc.start()
+    interval = bootstrap_interval(values, "episodes", resamples=2_000)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 27, "bytes; all resamples at once take 640 MB"
+    assert interval.low < 3.0 < interval.high
 
 
 def test_one_value_has_no_interval():

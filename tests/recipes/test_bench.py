@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tiny_recipes import CREDIT, HASTY, POLICIES, Inline, changed, recipe
 
+from offmarl.atomic import only_one
 from offmarl.credit.relabel import decompose
 from offmarl.errors import UsageError
 from offmarl.recipes import bench, stages
@@ -249,12 +250,10 @@ def test_datasets_of_one_behaviour_wait_for_the_first_to_train_it():
 
 
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
-    (tmp_path / "work").mkdir()
-    with open(tmp_path / "work" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another offmarl bench is at work"):
-            run_bench(recipe(CREDIT), tmp_path, Inline())
+    pytest.importorskip("fcntl")
+    held, refused = only_one(tmp_path / "work", ""), "another offmarl bench is at work"
+    with held, pytest.raises(UsageError, match=refused):
+        run_bench(recipe(CREDIT), tmp_path, Inline())
 
 
 def test_a_dry_run_says_what_is_there(credit, tmp_path, offmarl, succeed):

@@ -212,6 +212,50 @@ def test_wrong_requests_write_nothing(tmp_path, monkeypatch):
     assert sorted(path.name for path in out.iterdir()) == ["policy.json", "policy.pt"]
 
 
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
+    run = trained(tmp_path / "run", "bc", spec(False))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for out in (Path("."), here):
+        with pytest.raises(UsageError, match="take one inside the current folder"):
+            export_run(run, "offmarl", out)
+    assert not any(here.iterdir())
+    assert export_run(run, "offmarl", Path("policy"))["file"] == "policy.safetensors"
+
+
+FULL_DISK = """
+import resource, signal
+from pathlib import Path
+from offmarl.training.checkpoint import Checkpoint
+from offmarl.training.export import export_run
+from offmarl.training.run import RunFolder
+run, checkpoint = RunFolder.open(Path("run")), Path("run/checkpoint.safetensors")
+saved = Checkpoint.load(checkpoint)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))  # bytes of a file
+for write in (
+    lambda: export_run(run, "offmarl", Path("out/policy")),
+    lambda: export_run(run, "torchscript", Path("out/policy")),
+    lambda: saved.save(checkpoint),
+):
+    try:
+        write()
+    except OSError as error:
+        print("OSError", error)
+"""
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_leaves_nothing(tmp_path):
+    run = trained(tmp_path / "run", "bc", spec(False))
+    (tmp_path / "out").mkdir()
+    child = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True)
+    assert [line.split()[0] for line in child.stdout.splitlines()] == ["OSError"] * 3, child.stderr
+    assert not any((tmp_path / "out").iterdir())
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+    load_run(run)
+
+
 def test_damaged_exports_are_refused_by_name(tmp_path):
     run = trained(tmp_path / "run", "bc", spec(False))
     out = tmp_path / "out"
@@ -225,6 +269,11 @@ def test_damaged_exports_are_refused_by_name(tmp_path):
     save_file({"obs_mean": torch.zeros(2, 4)}, str(out / "policy.safetensors"))
     with pytest.raises(DataError, match="does not hold the tensors"):
         load_policy(out)
+    about = json.loads((out / "policy.json").read_text())
+    for name in ("file", "action_type", "tensors"):
+        (out / "policy.json").write_text(json.dumps({**about, name: None}))
+        with pytest.raises(DataError, match="tensors that policy.json lists" if name == "tensors" else name):
+            load_policy(out)
     (out / "policy.json").write_text('{"format": "else"}')
     with pytest.raises(DataError, match="its format is 'else'"):
         load_policy(out)

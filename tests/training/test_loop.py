@@ -42,6 +42,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, learner):
         run_training(broken, progress=interrupt, learner=learner)
     assert Checkpoint.load(broken.checkpoint_path).step == 20
     assert broken.status == "running"
+    assert RunFolder.open(broken.folder).record["steps"] == 20
     with open(broken.metrics_path, "a") as file:
         file.write('{"step": 30, "cri')  # a line cut short
     resumed = RunFolder.open(broken.folder)
@@ -50,6 +51,16 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, learner):
     assert resumed.summary == whole.summary
     assert [line["step"] for line in read_metrics(resumed.metrics_path)] == list(range(5, 41, 5))
     same_run(whole, resumed)
+
+
+@pytest.mark.parametrize("damage", [b"1\n", b"{}\n", b"\xff\xfe", b'{"step": "40"}\n'])
+def test_metrics_that_are_damaged_do_not_keep_a_run_from_going_on(tmp_path, damage):
+    run = new_run(tmp_path / "run")
+    run_training(run, steps=20)
+    run.update(status="running")
+    run.metrics_path.write_bytes(run.metrics_path.read_bytes() + damage)
+    run_training(run, resume=True)
+    assert [line["step"] for line in read_metrics(run.metrics_path)] == list(range(5, 41, 5))
 
 
 CHILD = """
@@ -95,6 +106,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert Checkpoint.load(run.checkpoint_path).step == 20
     assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(run.checkpoint_path).values())
     assert RunFolder.open(run.folder).status == "failed"
+    assert RunFolder.open(run.folder).record["steps"] == 20, "what scores of the checkpoint are compared with"
 
 
 def test_metrics_hold_every_seed_and_their_mean(tmp_path):

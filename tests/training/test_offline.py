@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from offmarl.atomic import only_one
 from offmarl.behaviour.random import RandomPolicy
 from offmarl.data.collect import collect
 from offmarl.data.store import Dataset
@@ -13,7 +14,7 @@ from offmarl.data.writer import Writer
 from offmarl.envs.registry import make
 from offmarl.errors import DataError, UsageError
 from offmarl.training.offline import TrainRequest, train_offline
-from offmarl.training.run import find_run, load_policy
+from offmarl.training.run import RunFolder, find_run, load_policy
 
 FAST = {"steps": 4, "batch_size": 32, "log_every": 2, "checkpoint_every": 2, "tensorboard": False}
 
@@ -85,9 +86,28 @@ def test_a_run_that_exists_is_refused_resumed_or_replaced(dataset):
     first.update(status="running", rewards="mean")
     with pytest.raises(UsageError, match="started with rewards mean, not team"):
         train_offline(dataset, request(resume=True))
+    longer = request(resume=True, train_settings={**FAST, "steps": 6}, out=first.folder, rewards="mean")
+    with pytest.raises(UsageError, match=r"started with train_config {'steps': 4}, not {'steps': 6}:"):
+        train_offline(dataset, longer)
     assert train_offline(dataset, request(overwrite=True)).record["rewards"] == "team"
     with pytest.raises(UsageError, match="give one of the two"):
         train_offline(dataset, request(overwrite=True, resume=True))
+
+
+def test_a_second_process_on_a_run_is_refused(dataset, tmp_path):
+    folder = tmp_path / "run"
+    run = train_offline(dataset, request(out=folder))
+    with only_one(folder, "ours"):
+        for asked in ({"overwrite": True}, {"resume": True}):
+            run.update(status="running")
+            before = {path.name: path.read_bytes() for path in folder.iterdir()}
+            with pytest.raises(UsageError, match="another process is training in"):
+                train_offline(dataset, request(out=folder, **asked))
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        RunFolder.create(folder, run.record, overwrite=True)
+        with pytest.raises(UsageError, match="theirs"), only_one(folder, "theirs"):
+            pass
+    assert train_offline(dataset, request(out=folder, overwrite=True)).status == "complete"
 
 
 def test_wrong_requests_write_nothing(dataset, tmp_path):

@@ -53,6 +53,15 @@ class NetworkPolicy:
             (tensors[f"layer_{k}.weight"].to(device, dtype), tensors[f"layer_{k}.bias"].to(device, dtype))
             for k in range(depth)
         ]
+        inputs = layers[0][0].shape[-1:]
+        for k, (weight, bias) in enumerate(layers):
+            outputs = weight.shape[:1]
+            if weight.dim() != 2 or weight.shape != outputs + inputs or bias.shape != outputs:
+                raise DataError(
+                    f"{path}: layer_{k} has weights {list(weight.shape)} and biases {list(bias.shape)}, which do not "
+                    "make a network"
+                )
+            inputs = outputs
         return cls(layers)
 
     def save(self, path: Path) -> None:
@@ -69,6 +78,20 @@ class NetworkPolicy:
     def obs_dim(self) -> int:
         """Width of the observation that the first layer reads."""
         return self.layers[0][0].shape[1]
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers that the last layer gives."""
+        return self.layers[-1][0].shape[0]
+
+    def require_fits(self, title: str, observed: int, actions: int, instead: str) -> None:
+        """Raise `UsageError`, which calls it `title`, unless it maps `observed` numbers to `actions`."""
+        if (self.obs_dim, self.action_dim) != (observed, actions):
+            raise UsageError(
+                f"{title}: it observes {self.obs_dim} numbers and gives {self.action_dim}, in this task {observed} and "
+                f"{actions} (was it trained with other numbers of agents?); choose another policy, "
+                f"for example '{instead}'"
+            )
 
     @torch.no_grad()
     def __call__(self, obs: Tensor) -> Tensor:
@@ -179,10 +202,5 @@ def make_opponent(
             f"{env_id}: no weights of the {side} at {path}; choose another policy, for example '{script}'"
         )
     policy = NetworkPolicy.load(path, generator.device, dtype)
-    if policy.obs_dim != len(obs_names):
-        raise UsageError(
-            f"{env_id}: the {side} at {path.name} observe {policy.obs_dim} numbers, in this task "
-            f"{len(obs_names)} (were they trained with other numbers of agents?); choose another policy, "
-            f"for example '{script}'"
-        )
+    policy.require_fits(f"{env_id}: policy of the {side}, {path.name}", len(obs_names), 2, instead=script)
     return policy

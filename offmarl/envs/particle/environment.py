@@ -99,22 +99,23 @@ class ParticleEnvironment(Environment):
         if velocity is not None and velocity.shape != (self.num_envs, world.movers, 2):
             shape = (self.num_envs, world.movers, 2)
             raise UsageError(f"velocities have shape {tuple(velocity.shape)}, expected {shape}")
+        taken = torch.as_tensor(time)
+        if not 0 <= int(taken.min()) <= int(taken.max()) < self.spec.horizon:
+            raise UsageError(f"time must be in 0..{self.spec.horizon - 1}, the steps of an episode")
         world.position.copy_(position.permute(1, 2, 0))
         if velocity is None:
             world.velocity.zero_()
         else:
             world.velocity.copy_(velocity.permute(1, 2, 0))
-        self._time.copy_(torch.as_tensor(time))
-        if not 0 <= int(self._time.min()) <= int(self._time.max()) < self.spec.horizon:
-            raise UsageError(f"time must be in 0..{self.spec.horizon - 1}, the steps of an episode")
+        self._time.copy_(taken)
         self._steps_to_next_end = self.spec.horizon - int(self._time.max())
         return self._look()
 
     def step(self, action: Tensor) -> Step:
         """Advance every copy by one joint action: [E, N, A] in [-1, 1], or [E, N] integers.
 
-        Actions outside the bounds are clipped. Raises `UsageError` before the first `reset`, or for another
-        shape.
+        Actions outside the bounds are clipped. Raises `UsageError` before the first `reset`, for another shape and,
+        where that can be seen without asking a GPU, for choices that do not exist.
         """
         if not self._steps_to_next_end:
             raise UsageError("call reset before step")
@@ -168,6 +169,12 @@ class ParticleEnvironment(Environment):
             expected += (self.spec.action_dim,)
         if action.shape != expected:
             raise UsageError(f"{self.spec.id}: actions have shape {tuple(action.shape)}, expected {expected}")
+        if self.spec.discrete and action.device.type == "cpu":
+            low, high = torch.aminmax(action)
+            if low < 0 or high >= len(BUTTONS):
+                raise UsageError(
+                    f"{self.spec.id}: actions from {low} to {high}, expected 0 to {len(BUTTONS) - 1}"
+                )
         action = action.to(self.device)
         if self.spec.discrete:
             force = self._button_forces[action]

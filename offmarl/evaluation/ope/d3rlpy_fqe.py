@@ -20,8 +20,9 @@ from offmarl.evaluation.ope.fitted_q import (
     QValues,
     Scope,
     hold_out,
+    moments_to_go,
     recorded_actions,
-    returns_to_go,
+    require_finite,
 )
 from offmarl.evaluation.ope.logged import Logged
 from offmarl.streams import stream, stream_seed
@@ -50,7 +51,7 @@ def d3rlpy_fitted_q(
 ) -> QValues:
     """Fit d3rlpy's FQE to each policy, and to the data's own actions, and evaluate them in the initial states.
 
-    Raises `UsageError` where d3rlpy is not installed.
+    Raises `UsageError` where d3rlpy is not installed, `DataError` as `fitted_q` does.
     """
     try:
         from d3rlpy.models.encoders import VectorEncoderFactory
@@ -64,7 +65,7 @@ def d3rlpy_fitted_q(
     held_out = hold_out(transitions.n_episodes, config.held_out).to(device)
     rows = transitions.transition_rows
     rows = rows[~held_out[logged.episode[rows]]]
-    scale = returns_to_go(logged, config.gamma)[rows].std().float()
+    _, scale = moments_to_go(logged, rows, config.gamma)
     reward, ended = (logged.reward / scale).float().unsqueeze(1), transitions.column("done").unsqueeze(1)
     first = transitions.episode_start[:-1]
     width = inputs.action_width
@@ -110,4 +111,5 @@ def d3rlpy_fitted_q(
                 standardised = made.impl.predict_value(start[:, :-width], start[:, -width:])
         values.append(standardised.double() * scale)
     found = torch.stack(values).unflatten(0, (-1, inputs.per_policy)).mean(1)  # [S + 1, E]
+    require_finite(found[-1])  # what checks the others; of a policy NaN says that nothing can be told
     return QValues(found[:-1], found[-1], held_out)

@@ -99,8 +99,6 @@ def fitted_q(
     rest. Raises `DataError` where there are fewer than two episodes, or no reward ever differs from another.
     """
     transitions, device = logged.transitions, logged.transitions.device
-    if transitions.n_episodes < 2:
-        raise DataError("fitted Q evaluation needs at least two episodes")
     if device.type == "cpu":
         keep_freed_memory()
     with_data = torch.cat([logged.action, recorded_actions(transitions).unsqueeze(0)])  # [S + 1, R, N(, A)]
@@ -108,12 +106,7 @@ def fitted_q(
     held_out = hold_out(transitions.n_episodes, config.held_out).to(device)
     rows = transitions.transition_rows
     rows = rows[~held_out[logged.episode[rows]]]
-    to_go = returns_to_go(logged, config.gamma)
-    offset, scale = to_go[rows].mean().float(), to_go[rows].std().float()
-    if not scale > 0:
-        raise DataError(
-            "no two steps of the data differ in what is earned from there on: nothing to evaluate"
-        )
+    offset, scale = moments_to_go(logged, rows, config.gamma)
     reward = (logged.reward / scale).float()
     ended = transitions.column("done")
     lowest, highest = (bound / scale for bound in possible(logged))
@@ -149,10 +142,15 @@ def fitted_q(
         first = transitions.episode_start[:-1]
         standardised = total(target_critic.forward(inputs.of(first, with_data[:, first])).output)
         standardised = torch.clamp(standardised + offset / scale, lowest[first], highest[first])
-    value = standardised.double() * scale
+    value = require_finite(standardised.double() * scale)
+    return QValues(value[:-1], value[-1], held_out)
+
+
+def require_finite(value: Tensor) -> Tensor:
+    """Give the values back. Raises `DataError` where a fit diverged."""
     if not bool(value.isfinite().all()):
         raise DataError("fitted Q evaluation diverged: lower ope.learning_rate with --set")
-    return QValues(value[:-1], value[-1], held_out)
+    return value
 
 
 def hold_out(episodes: int, share: float) -> Tensor:
@@ -173,6 +171,22 @@ def possible(logged: Logged) -> tuple[Tensor, Tensor]:
     left = (logged.transitions.episode_start.diff().max() - 1 - logged.time).float()
     reward = logged.reward[logged.transitions.transition_rows].float()
     return left * reward.min().clamp(max=0), left * reward.max().clamp(min=0)
+
+
+def moments_to_go(logged: Logged, rows: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what was earned from `rows` [B] on, float32.
+
+    Raises `DataError` where there are fewer than two episodes, or nothing differs.
+    """
+    if logged.transitions.n_episodes < 2:
+        raise DataError("fitted Q evaluation needs at least two episodes")
+    to_go = returns_to_go(logged, gamma)[rows]
+    mean, scale = to_go.mean().float(), to_go.std().float()
+    if not scale > 0:
+        raise DataError(
+            "no two steps of the data differ in what is earned from there on: nothing to evaluate"
+        )
+    return mean, scale
 
 
 def returns_to_go(logged: Logged, gamma: float) -> Tensor:

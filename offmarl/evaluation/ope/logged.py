@@ -70,7 +70,8 @@ class Logged:
 def policy_actions(learner: ObservingLearner, transitions: Transitions) -> Tensor:
     """What the greedy policies of a learner's S seeds do in every row: [S, R, N, A] float, or [S, R, N] int64.
 
-    A policy with a memory remembers the episode as the data went until that row.
+    A policy with a memory remembers the episode as the data went until that row. Dimensions of an action that an agent
+    does not have are 0, as in the data.
     """
     S, rows = len(learner.seeds), len(transitions.row)
     obs = transitions.column("obs")
@@ -79,6 +80,8 @@ def policy_actions(learner: ObservingLearner, transitions: Transitions) -> Tenso
     def seen(values: Tensor, index: Tensor) -> Tensor:
         return values[index].to(learner.device).expand(S, len(index), *values.shape[1:])
 
+    widths = torch.tensor([len(names) for names in learner.spec.action_names], device=learner.device)
+    used = torch.arange(learner.spec.action_dim, device=learner.device) < widths.unsqueeze(1)  # [N, A]
     actions: Tensor | None = None
     memory = torch.zeros(S, 0)
     for index, going_on in _steps(transitions, learner.memory_dim > 0):
@@ -89,6 +92,8 @@ def policy_actions(learner: ObservingLearner, transitions: Transitions) -> Tenso
         else:
             memory = memory[:, going_on]
         chosen, memory = learner.step(seen(obs, index), None if legal is None else seen(legal, index), memory)
+        if not learner.spec.discrete:
+            chosen = chosen * used
         if actions is None:
             actions = torch.zeros(S, rows, *chosen.shape[2:], dtype=chosen.dtype, device=transitions.device)
         actions[:, index] = chosen.to(transitions.device)

@@ -28,6 +28,7 @@ from offmarl.evaluation.ope.estimators import (
     usual,
 )
 from offmarl.evaluation.ope.logged import Logged, policy_actions
+from offmarl.evaluation.scores import say_if_unfinished
 from offmarl.evaluation.statistics import CONFIDENCE, estimate_text
 from offmarl.learners.base import Learner, ObservingLearner
 from offmarl.reporter import Reporter
@@ -83,8 +84,7 @@ class OfflineReport:
     @property
     def title(self) -> str:
         """What the table shows."""
-        datasets = ", ".join(sorted({one.dataset for one in self.evaluations}))
-        return f"{datasets} · estimated from the data, no environment touched"
+        return f"{', '.join(self._datasets)} · estimated from the data, no environment touched"
 
     @property
     def estimators(self) -> list[str]:
@@ -93,7 +93,12 @@ class OfflineReport:
 
     def columns(self) -> list[str]:
         """Header of the table."""
-        return ["learner", "rewards", *self.estimators, "coverage", "seeds"]
+        dataset = ["dataset"] if len(self._datasets) > 1 else []
+        return [*dataset, "learner", "rewards", *self.estimators, "coverage", "seeds"]
+
+    @property
+    def _datasets(self) -> list[str]:
+        return sorted({one.dataset for one in self.evaluations})
 
     def rows(self) -> list[list[str]]:
         """A line a run, as the first estimator ranks them."""
@@ -105,6 +110,7 @@ class OfflineReport:
 
         return [
             [
+                *([one.dataset] if len(self._datasets) > 1 else []),
                 one.learner,
                 one.rewards,
                 *(_text(one.estimates.get(name)) for name in self.estimators),
@@ -116,15 +122,24 @@ class OfflineReport:
 
     def notes(self) -> list[str]:
         """What a reader must know to read the table rightly."""
+        gamma = self.evaluations[0].settings["gamma"]
+        summed = (
+            "summed team reward" if gamma == 1 else f"team reward, summed with a discount of {gamma:g} a step"
+        )
         notes = [
-            "estimated: the mean over agents of an episode's summed team reward, from the initial states of the data "
+            f"estimated: the mean over agents of an episode's {summed}, from the initial states of the data "
             "[95 % interval over its episodes: what the fit got wrong is not in it]"
         ]
         for name in ("fqe", "fqe_agents", "d3rlpy_fqe", "d3rlpy_fqe_agents"):
-            checked = [one.estimates[name].details for one in self.evaluations if name in one.estimates]
-            if checked:
-                said, earned = checked[0]["behaviour_estimated"], checked[0]["behaviour_earned"]
-                notes.append(f"{name} gives the data's own policy {said:.1f} where it earned {earned:.1f}")
+            checked = {
+                one.dataset: one.estimates[name].details for one in self.evaluations if name in one.estimates
+            }
+            for dataset, details in checked.items():
+                said, earned = details["behaviour_estimated"], details["behaviour_earned"]
+                of = f" of {dataset}" if len(self._datasets) > 1 else ""
+                notes.append(
+                    f"{name} gives the data's own policy{of} {said:.1f} where it earned {earned:.1f}"
+                )
         for name in ("wis", "wis_cloned"):
             effective = [
                 one.estimates[name].details["effective_episodes"]
@@ -252,6 +267,8 @@ def _judge(
     if not runs:
         return {}
     policies = [load_policy(run, device) for run in runs]
+    for run, policy in zip(runs, policies, strict=True):
+        say_if_unfinished(run, policy.steps, reporter)
     learners = [_observing(run, policy.learner) for run, policy in zip(runs, policies, strict=True)]
     transitions = load_transitions(dataset, device)
     action = torch.cat([policy_actions(learner, transitions) for learner in learners])
