@@ -152,7 +152,8 @@ def runs_to_evaluate(runs: Sequence[str], dataset: str | None) -> list[RunFolder
     if runs and dataset is not None:
         raise UsageError("--run and --dataset: give one of the two")
     if dataset is None:
-        return [find_run(name) for name in runs] if runs else [find_run(None)]
+        found = [find_run(name) for name in runs] if runs else [find_run(None)]
+        return list({run.folder.resolve(): run for run in found}.values())
     source = find_dataset(dataset)
     found = [
         run
@@ -173,13 +174,24 @@ def evaluate_runs(
     device: str,
     reporter: Reporter,
 ) -> EvaluationReport:
-    """Evaluate each run; results are written into the run's folder, or into `out`."""
-    evaluations = []
+    """Evaluate each run; results are written into the run's folder, or into `out`.
+
+    Raises `UsageError` where two of them would be written to one file.
+    """
+    variant = "".join(f"-{key}-{value}" for key, value in sorted(env_options.items()))
+    targets: dict[Path, RunFolder] = {}
     for run in runs:
-        evaluation = evaluate_run(run, episodes, seed, env_options, device, reporter)
-        variant = "".join(f"-{key}-{value}" for key, value in sorted(env_options.items()))
         name = "evaluation" if out is None else run.id.replace("/", "_")
         target = (run.folder if out is None else out) / f"{name}{variant}.json"
+        if target in targets:
+            raise UsageError(
+                f"--out: the scores of {targets[target].folder} and {run.folder} would both be {target}: without --out "
+                "each goes into the folder of its run"
+            )
+        targets[target] = run
+    evaluations = []
+    for target, run in targets.items():
+        evaluation = evaluate_run(run, episodes, seed, env_options, device, reporter)
         record = {"created": datetime.now(UTC).isoformat(), "seed": seed, "env_options": env_options}
         write_json(target, {**evaluation.to_json(), **record})
         evaluations.append(evaluation)

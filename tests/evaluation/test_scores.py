@@ -8,7 +8,13 @@ from offmarl.console import Terminal
 from offmarl.credit.relabel import decompose
 from offmarl.data.store import Dataset
 from offmarl.errors import UsageError
-from offmarl.evaluation.scores import Evaluation, EvaluationReport, evaluate_run
+from offmarl.evaluation.scores import (
+    Evaluation,
+    EvaluationReport,
+    evaluate_run,
+    evaluate_runs,
+    runs_to_evaluate,
+)
 from offmarl.evaluation.statistics import bootstrap_interval
 from offmarl.report.figures import draw_scores
 from offmarl.reporter import Silent
@@ -59,6 +65,19 @@ def test_a_run_that_is_not_complete_is_told_to_be_so(dataset, tmp_path, capsys):
     assert f"run {run.id} is not complete (failed): judged is its checkpoint of step 2" in (
         capsys.readouterr().err
     )
+
+
+def test_two_runs_of_one_name_do_not_share_a_file(dataset, tmp_path):
+    folders = [tmp_path / where / "same" for where in ("here", "there")]
+    for folder in folders:
+        train_offline(dataset, TrainRequest("bc", "mean", train_settings=FAST, out=folder))
+    runs = runs_to_evaluate([str(folder) for folder in [*folders, folders[0]]], None)
+    assert [run.folder for run in runs] == folders, "who is named twice is one"
+    with pytest.raises(UsageError, match=r"would both be .*json: without --out"):
+        evaluate_runs(runs, 2, 0, {}, tmp_path / "scores", "cpu", Silent())
+    assert not (tmp_path / "scores").exists()
+    evaluate_runs(runs, 2, 0, {}, None, "cpu", Silent())
+    assert all((folder / "evaluation.json").exists() for folder in folders)
 
 
 def test_rewards_of_the_dataset_itself_need_no_digest(dataset, tmp_path):

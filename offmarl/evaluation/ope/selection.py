@@ -20,7 +20,7 @@ def runs_to_select(names: Sequence[str], dataset: str | None) -> list[RunFolder]
     if not names:
         latest = dataset or str(find_run(None).record["dataset"]["path"])
         return runs_to_evaluate([], latest)
-    runs = list({run.folder.resolve(): run for run in map(find_run, names)}.values())
+    runs = runs_to_evaluate(names, None)
     for run in runs:
         if run.record["dataset"]["sha256"] != runs[0].record["dataset"]["sha256"]:
             raise UsageError(
