@@ -40,9 +40,8 @@ def use_policy(home: Path) -> None:
     subprocess.run([sys.executable, "-c", checked], check=True, cwd=home, timeout=120)
 
 
-@pytest.mark.timeout(
-    1800
-)  # thirty commands, each a start of Python: many minutes on a machine that does other work
+# Thirty commands, each a start of Python: many minutes on a machine that does other work.
+@pytest.mark.timeout(1800)
 def test_the_commands_of_the_readme_work(tmp_path):
     assert len(COMMANDS) >= 15
     own_data(tmp_path)
