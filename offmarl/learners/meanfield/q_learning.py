@@ -28,7 +28,7 @@ class MeanFieldQConfig(MeanFieldConfig, RewardConfig):
     # that made the data: 0.56 at 0.3, which is how rewards are paid, where it does little but clone; 0.90 at 3.
     reward_sd: Positive = 3.0
     # Weight of the conservative term (Kumar et al. 2020), chosen; 0: plain Q-learning, which is right where the learner
-    # plays itself. It did best on logs with a tenth of random choices as well, worse with a hundredth (one training).
+    # plays itself. It did best on logs with a tenth of random choices as well, not with a hundredth (two trainings).
     alpha: NonNegative = 0.5
 
 
