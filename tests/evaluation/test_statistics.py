@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from offmarl.evaluation.scores import normalised_score
+from offmarl.evaluation.scores import COVERED, normalised_score
 from offmarl.evaluation.statistics import (
     Bootstrap,
     advantage,
@@ -37,6 +37,13 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
         interval = bootstrap_interval(generator.normal(3.0, 1.0, 40), "episodes", resamples=500)
         covered += interval.low <= 3.0 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("seeds", "share"), COVERED.items())
+def test_intervals_of_few_seeds_hold_the_mean_as_often_as_their_note_says(seeds, share):
+    generator = np.random.default_rng(0)
+    drawn = [bootstrap_interval(generator.normal(size=seeds), "seeds", resamples=500) for _ in range(400)]
+    assert np.mean([one.low <= 0 <= one.high for one in drawn]) == pytest.approx(share, abs=0.05)
 
 
 def test_very_many_episodes_fit_into_the_memory():
