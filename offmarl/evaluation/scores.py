@@ -17,7 +17,7 @@ from offmarl.reporter import Progress, Reporter
 from offmarl.training.offline import rewards_digest
 from offmarl.training.run import RunFolder, find_run, list_runs, load_policy
 
-# How often the 95 % interval of so few seeds' mean holds the truth, of normally distributed values: a test simulates it.
+# How often the 95 % interval of so few seeds holds the mean, of normally distributed values: a test simulates it.
 COVERED = {2: 0.50, 3: 0.75, 5: 0.83, 10: 0.90}
 
 
