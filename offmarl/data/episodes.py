@@ -4,7 +4,9 @@ Shapes: S seeds, B windows, T steps, N agents, O observation, K choices, D state
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +32,19 @@ class EpisodeBatch:
     def steps(self) -> int:
         """T."""
         return self.action.shape[2]
+
+    @property
+    def present(self) -> list[int]:
+        """[T + 1]: how many windows, counted from the first, hold all that have a frame at a step or later.
+
+        As few as can be where the longest windows come first, as tables draw them.
+        """
+        _, B, T = self.valid.shape
+        if T == 1:
+            return [B, B]
+        place = torch.arange(1, B + 1, device=self.valid.device).unsqueeze(1)
+        last = (self.valid.bool().any(0) * place).amax(0).tolist()  # [T] of those that take the step
+        return [B, *reversed(list(accumulate(reversed(last), max)))]
 
     @property
     def weight(self) -> Tensor:

@@ -90,7 +90,7 @@ class DiscreteBC(DiscreteLearner):
 
     def error(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """-log π(recorded choice), and whether it is the likeliest: [S, B, T, N] each."""
-        logits = self.masked(self.outputs(self.policy, batch.obs[:, :, :-1]), batch.legal_now)
+        logits = self.masked(self.run(self.policy, self.inputs(batch)[:-1]), batch.legal_now)
         likelihood = torch.log_softmax(logits, dim=-1).gather(-1, batch.action.unsqueeze(-1))
         return -likelihood.squeeze(-1), logits.argmax(-1) == batch.action
 

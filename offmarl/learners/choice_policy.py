@@ -30,7 +30,8 @@ class ChoicePolicy:
 
     def logits(self, batch: EpisodeBatch) -> Tensor:
         """Rate choices where they were made, the illegal ones lowest: [S, B, T, N, K]."""
-        return self.learner.masked(self.learner.outputs(self.network, batch.obs[:, :, :-1]), batch.legal_now)
+        frames = self.learner.inputs(batch)[:-1]
+        return self.learner.masked(self.learner.run(self.network, frames), batch.legal_now)
 
     @staticmethod
     def log_likelihood(logits: Tensor, action: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Every loss is written once, on batches [S, B, T, N, ...]: whole episodes where networks have a memory, single steps
 (T = 1) where they have none. Steps that are padding and agents that are dead count nowhere.
 
-Shapes: S seeds, B windows, T time, N agents, O observation, K choices, H memory; G networks with M rows each.
+Shapes: S seeds, B windows, T time, N agents, O observation, K choices, H memory; P frames without padding; G networks
+with M rows each.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import ObservingConfig, ObservingLearner
 from offmarl.learners.legality import choices, mask_illegal
 from offmarl.learners.networks import StackedMLP
+from offmarl.learners.packing import PackedFrames, packed
 from offmarl.learners.recurrent import StackedGRU
 from offmarl.policy import OBSERVATION_LIMIT
 
@@ -70,36 +72,33 @@ class DiscreteLearner(ObservingLearner):
         sizes = (self.input_dim, *self.settings.hidden, outputs or self.spec.action_dim)
         return self.stacked(self.network_kind, name, sizes)
 
-    def inputs(self, obs: Tensor) -> Tensor:
-        """Network input: [S, B, T, N, O] -> normalised, with agent ids, [G, T, M, O (+ N)]."""
+    def inputs(self, batch: EpisodeBatch) -> PackedFrames:
+        """What networks are shown of all frames of a batch, T + 1 steps."""
+        counts = batch.present
+        return PackedFrames(self.scaled(packed(batch.obs, counts)), counts, batch.obs.shape[1])
+
+    def scaled(self, obs: Tensor) -> Tensor:
+        """Network input: [S, P, N, O] -> normalised, with agent ids, [G, P or P * N, O (+ N)]."""
         scaled = ((obs - self.obs_mean) * self.obs_scale).clamp_(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
         if self._agent_id is not None:
-            identity = self._agent_id.view(scaled.shape[3], -1)
-            scaled = torch.cat([scaled, identity.expand(*scaled.shape[:4], -1)], dim=4)
+            identity = self._agent_id.view(scaled.shape[2], -1)
+            scaled = torch.cat([scaled, identity.expand(*scaled.shape[:3], -1)], dim=3)
         return self.to_networks(scaled)
 
     def to_networks(self, values: Tensor) -> Tensor:
-        """Sort agents' values to the networks they belong to: [S, B, T, N, ...] -> [G, T, M, ...]."""
-        if self.share:
-            return values.transpose(1, 2).flatten(2, 3)
-        return values.movedim(3, 1).transpose(2, 3).flatten(0, 1)
+        """Sort agents' values to the networks they belong to: [S, P, N, ...] -> [G, P or P * N, ...]."""
+        return values.flatten(1, 2) if self.share else values.transpose(1, 2).flatten(0, 1)
 
     def from_networks(self, values: Tensor) -> Tensor:
         """Undo `to_networks`."""
         S, N = len(self.seeds), self.spec.n_agents
-        if self.share:
-            return values.unflatten(2, (-1, N)).transpose(1, 2)
-        return values.unflatten(0, (S, N)).transpose(2, 3).movedim(1, 3)
+        return values.unflatten(1, (-1, N)) if self.share else values.unflatten(0, (S, N)).transpose(1, 2)
 
-    def outputs(self, network: AgentNetwork, obs: Tensor) -> Tensor:
-        """Run agents through their networks from the first step on: [S, B, T, N, O] -> [S, B, T, N, outputs]."""
-        return self.run(network, self.inputs(obs))
-
-    def run(self, network: AgentNetwork, inputs: Tensor) -> Tensor:
-        """Run prepared inputs [G, T, M, O (+ N)] through their networks -> [S, B, T, N, outputs]."""
+    def run(self, network: AgentNetwork, frames: PackedFrames) -> Tensor:
+        """Run frames through their networks, memories from the first on -> [S, B, T, N, outputs], padding zero."""
         if isinstance(network, StackedGRU):
-            return self.from_networks(network(inputs))
-        return self.from_networks(network(inputs.flatten(1, 2)).unflatten(1, inputs.shape[1:3]))
+            return frames.padded(self.from_networks(network(frames.rows, frames.row_counts)))
+        return frames.padded(self.from_networks(network(frames.rows)))
 
     def masked(self, values: Tensor, legal: Tensor | None) -> Tensor:
         """Put the lowest finite number where a choice [..., N, K] is illegal or not the agent's."""
@@ -152,12 +151,10 @@ class DiscreteLearner(ObservingLearner):
     @torch.no_grad()
     def step(self, obs: Tensor, legal: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Act as `act` does after what `memory` [S, B, N, H] holds, and give the memory after this step."""
-        inputs, actor = self.inputs(obs.to(self.obs_mean.dtype).unsqueeze(2)), self.actor
+        inputs, actor = self.scaled(obs.to(self.obs_mean.dtype)), self.actor  # [G, M, O (+ N)]
         if isinstance(actor, StackedGRU):
-            before = self.to_networks(memory.unsqueeze(2)).squeeze(1)  # [G, M, H]
-            values, after = actor.unroll(inputs, before)
-            scores = self.from_networks(values)
-            memory = self.from_networks(after.unsqueeze(1)).squeeze(2)
+            scores, after = actor.unroll(inputs, self.to_networks(memory), [inputs.shape[1]])
+            memory = self.from_networks(after)
         else:
-            scores = self.run(actor, inputs)
-        return self.masked(scores.squeeze(2), legal).argmax(-1), memory
+            scores = actor(inputs)
+        return self.masked(self.from_networks(scores), legal).argmax(-1), memory

@@ -153,11 +153,11 @@ class DiscreteIQL(Implicit, ValueBased):
 
     def update(self, batch: EpisodeBatch) -> Metrics:
         """One step of values and critics down L_V + L_Q, and one of the policies down L_π."""
-        inputs = self.inputs(batch.obs)
+        inputs = self.inputs(batch)
         v = self.unrolled(self.value, inputs).squeeze(4)  # [S, B, T + 1, N]
-        q = self.q_of(self.run(self.critic, inputs[:, :-1]), batch.action)
+        q = self.q_of(self.run(self.critic, inputs[:-1]), batch.action)
         with torch.no_grad():
-            target_q = self.q_of(self.run(self.target_critic, inputs[:, :-1]), batch.action)
+            target_q = self.q_of(self.run(self.target_critic, inputs[:-1]), batch.action)
         advantage = target_q - v[:, :, :-1]
         value_loss = self.average(self.value_loss(advantage), batch)
         critic_loss = self.average((q - self.td_target(batch, v[:, :, 1:].detach())).square(), batch)

@@ -19,6 +19,7 @@ from offmarl.learners.discrete import AgentNetwork, DiscreteConfig, DiscreteLear
 from offmarl.learners.mixers import StateInput
 from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import StackedAdam
+from offmarl.learners.packing import PackedFrames
 from offmarl.learners.rewards import Rewards
 
 
@@ -132,21 +133,21 @@ class ValueBased(DiscreteLearner):
 
         Gradients reach what was seen when choices were made, not the last frame nor the target network.
         """
-        inputs = self.inputs(batch.obs)
+        inputs = self.inputs(batch)
         q = self.unrolled(self.critic, inputs)
         with torch.no_grad():
             if self.memory_dim:  # which comes from the frames before
                 return q, self.run(self.target_critic, inputs)[:, :, 1:]
-            return q, self.run(self.target_critic, inputs[:, 1:])
+            return q, self.run(self.target_critic, inputs[1:])
 
-    def unrolled(self, network: AgentNetwork, inputs: Tensor) -> Tensor:
-        """Run a network over all frames [G, T + 1, M, O (+ N)] -> [S, B, T + 1, N, outputs].
+    def unrolled(self, network: AgentNetwork, inputs: PackedFrames) -> Tensor:
+        """Run a network over all frames, T + 1 steps -> [S, B, T + 1, N, outputs].
 
         Gradients reach what it says where choices were made, not of the last frame.
         """
         if self.memory_dim:
             return self.run(network, inputs)
-        now = self.run(network, inputs[:, :-1])
+        now = self.run(network, inputs[:-1])
         with torch.no_grad():
-            last = self.run(network, inputs[:, -1:])
+            last = self.run(network, inputs[-1:])
         return torch.cat([now, last], dim=2)

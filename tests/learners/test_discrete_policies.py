@@ -256,7 +256,7 @@ def test_the_policy_chooses_and_the_target_critic_rates(battle, monkeypatch):
     learner = learner_of("omar", battle, (0, 1), trunk="gru")
     batch = batch_of(learner, battle)
     _, target_q = learner.frames(batch)
-    logits = learner.outputs(learner.policy.network, batch.obs)[:, :, 1:]
+    logits = learner.run(learner.policy.network, learner.inputs(batch))[:, :, 1:]
     choice = logits.masked_fill(~batch.legal[:, :, 1:], -torch.inf).argmax(-1, keepdim=True)
     expected = learner.td_target(batch, target_q.gather(-1, choice).squeeze(-1))
     found, critic_step = [], learner.critic_step

@@ -105,7 +105,7 @@ def test_conservatism_lowers_joint_choices_that_the_data_lacks():
         state = torch.eye(3)[2].expand(1, 1, 2, 3)
         batch.obs, batch.state = state.unsqueeze(3).expand(-1, -1, -1, 2, -1), state
         with torch.no_grad():
-            q = learner.outputs(learner.critic, batch.obs)[:, :, :1]
+            q = learner.run(learner.critic, learner.inputs(batch))[:, :, :1]
             mix = learner.mixers(batch)[0]
             lacking, seen = mix(q[..., 1].unsqueeze(4)), mix(q[..., 0].unsqueeze(4))
         gap[alpha] = float(lacking - seen)
