@@ -2,10 +2,11 @@
 
     python benchmarks/discrete.py [--threads 1 2] [--rounds 15] [--json]
 
-Battles: 5 agents of 11 choices, observations of 80, a state of 120, episodes of 60 steps. QMIX-CQL on 32 whole
-episodes with 20 sampled joint choices stands against the loop that published code runs: modules of PyTorch, the agents'
-network called once a step, the mixer once a joint choice. CQL on 1,024 single steps stands against d3rlpy's. A ratio
-above 1 means that offmarl is faster. All sides take turns, and medians are compared.
+Battles: 5 agents of 11 choices, observations of 80, a state of 120, episodes of 60 steps, or of 20 to 60 as those that
+are won or lost. QMIX-CQL on 32 whole episodes with 20 sampled joint choices stands against the loop that published code
+runs: modules of PyTorch, the agents' network called once a step on a padded batch, the mixer once a joint choice. CQL
+on 1,024 single steps stands against d3rlpy's. A ratio above 1 means that offmarl is faster. All sides take turns, and
+medians are compared.
 """
 
 import contextlib
@@ -33,13 +34,13 @@ from offmarl.training.loop import TrainConfig
 from offmarl.training.memory import keep_freed_memory
 from offmarl.training.precision import matmul_precision
 
-N_AGENTS, OBS, STATE, CHOICES, HORIZON, HIDDEN = 5, 80, 120, 11, 60, 64
+N_AGENTS, OBS, STATE, CHOICES, SHORTEST, HORIZON, HIDDEN = 5, 80, 120, 11, 20, 60, 64
 EMBEDDING, HYPERNET, SAMPLES, ALPHA, GAMMA, LEARNING_RATE = 32, 64, 20, 1.0, 0.99, 1e-3
 EPISODES, STEPS = 32, 1_024  # of a batch
 
 
-def battles(episodes: int) -> Transitions:
-    """Random numbers in the shape of a battle; a third of the choices is illegal."""
+def battles(episodes: int, shortest: int = HORIZON) -> Transitions:
+    """Random numbers in the shape of battles of `shortest` to 60 steps; a third of the choices is illegal."""
     agents = tuple(f"agent_{i}" for i in range(N_AGENTS))
     spec = EnvSpec(
         id="benchmark",
@@ -51,12 +52,14 @@ def battles(episodes: int) -> Transitions:
         state_names=tuple(f"s{i}" for i in range(STATE)),
         horizon=HORIZON,
     )
-    rows = episodes * (HORIZON + 1)
     generator = stream(0, "benchmark")
+    length = torch.randint(shortest, HORIZON + 1, (episodes,), generator=generator)
+    start = F.pad((length + 1).cumsum(0), (1, 0))
+    rows = int(start[-1])
     legal = torch.rand(rows, N_AGENTS, CHOICES, generator=generator) < 0.66
     legal[..., 0] = True
-    truncated = torch.zeros(episodes, HORIZON + 1)
-    truncated[:, -2] = 1
+    truncated = torch.zeros(rows)
+    truncated[start[1:] - 2] = 1
     arrays = {
         "obs": torch.randn(rows, N_AGENTS, OBS, generator=generator),
         "state": torch.randn(rows, STATE, generator=generator),
@@ -64,9 +67,9 @@ def battles(episodes: int) -> Transitions:
         "action": (torch.rand(rows, N_AGENTS, CHOICES, generator=generator) * legal).argmax(-1).float(),
         "team_reward": torch.randn(rows, generator=generator),
         "terminated": torch.zeros(rows),
-        "truncated": truncated.flatten(),
+        "truncated": truncated,
     }
-    return Transitions.from_arrays(spec, arrays, torch.arange(0, rows + 1, HORIZON + 1))
+    return Transitions.from_arrays(spec, arrays, start)
 
 
 # ---- ours
@@ -125,16 +128,20 @@ def plain_qmix_cql(table: Transitions) -> Update:
     parameters = [*agent.parameters(), *mixer.parameters()]
     optimiser = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     episodes = table.n_episodes
-    buffer = {  # one array a field, episodes first, as published buffers keep them
-        name: table.column(name).clone().unflatten(0, (episodes, HORIZON + 1))
+    start = table.episode_start
+    length, time = start.diff() - 1, torch.arange(HORIZON + 1)
+    padded = torch.minimum(start[:-1].unsqueeze(1) + time, start[1:].unsqueeze(1) - 1)
+    buffer = {  # one array a field, episodes first, padded, as published buffers keep them
+        name: table.column(name)[padded]
         for name in ("obs", "state", "legal", "action", "team_reward", "terminated")
     }
+    buffer["filled"] = (time < length.unsqueeze(1)).float()
     identity = torch.eye(N_AGENTS).expand(EPISODES, N_AGENTS, N_AGENTS)
     updates = 0
 
     def unroll(network: PlainAgent, obs: Tensor) -> Tensor:
         memory, steps = torch.zeros(EPISODES * N_AGENTS, HIDDEN), []
-        for t in range(HORIZON + 1):
+        for t in range(obs.shape[1]):
             inputs = torch.cat([obs[:, t], identity], dim=2).view(EPISODES * N_AGENTS, -1)
             q, memory = network(inputs, memory)
             steps.append(q.view(EPISODES, N_AGENTS, CHOICES))
@@ -143,10 +150,11 @@ def plain_qmix_cql(table: Transitions) -> Update:
     def update() -> None:
         nonlocal updates
         chosen = torch.from_numpy(np.random.choice(episodes, EPISODES, replace=False))
-        batch = {name: values[chosen] for name, values in buffer.items()}
+        steps = int(length[chosen].max())
+        batch = {name: values[chosen, : steps + 1] for name, values in buffer.items()}
         action, state = batch["action"][:, :-1].long().unsqueeze(3), batch["state"]
         legal = batch["legal"]
-        filled = torch.ones(EPISODES, HORIZON, 1)
+        filled = batch["filled"][:, :-1].unsqueeze(2)
         q = unroll(agent, batch["obs"])
         with torch.no_grad():
             target_q = unroll(target_agent, batch["obs"])
@@ -159,7 +167,7 @@ def plain_qmix_cql(table: Transitions) -> Update:
         q_data = mixer(q[:, :-1].gather(3, action).squeeze(3), state[:, :-1])
         td = (((q_data - target) * filled) ** 2).sum() / filled.sum()
         law = legal[:, :-1].reshape(-1, CHOICES)
-        drawn = torch.multinomial(law, SAMPLES, replacement=True).view(EPISODES, HORIZON, N_AGENTS, SAMPLES)
+        drawn = torch.multinomial(law, SAMPLES, replacement=True).view(EPISODES, steps, N_AGENTS, SAMPLES)
         rated = [
             mixer(q[:, :-1].gather(3, drawn[..., k : k + 1]).squeeze(3), state[:, :-1])
             for k in range(SAMPLES)
@@ -217,17 +225,18 @@ def d3rlpy_cql(table: Transitions) -> Update:
 # ---- measuring
 
 
-def measure(table: Transitions, threads: int, rounds: int) -> dict[str, Row]:
-    """Rows of the table: offmarl against each peer."""
+def measure(table: Transitions, uneven: Transitions, threads: int, rounds: int) -> dict[str, Row]:
+    """Rows of the table: offmarl against each peer, on episodes of one length and, where it matters, of several."""
     torch.set_num_threads(threads)
     usual: dict[str, Any] = {"hidden": (HIDDEN, HIDDEN), "gamma": GAMMA, "learning_rate": LEARNING_RATE}
     mixing = {"mixer_embedding": EMBEDDING, "hypernet_hidden": HYPERNET, "action_samples": SAMPLES}
     recurrent = {"trunk": "gru", "alpha": ALPHA, **mixing, **usual}
     compared: dict[str, dict[str, Update]] = {
-        f"qmix_cql, {EPISODES} episodes of {HORIZON} steps: against the plain loop": {
-            "offmarl": ours("qmix_cql", table, EPISODES, **recurrent),
-            "peer": plain_qmix_cql(table),
+        f"qmix_cql, {EPISODES} episodes of {steps} steps: against the plain loop": {
+            "offmarl": ours("qmix_cql", data, EPISODES, **recurrent),
+            "peer": plain_qmix_cql(data),
         }
+        for steps, data in ((f"{HORIZON}", table), (f"{SHORTEST} to {HORIZON}", uneven))
     }
     with contextlib.suppress(ImportError), contextlib.redirect_stdout(sys.stderr):
         peer = d3rlpy_cql(table)
@@ -253,11 +262,11 @@ def main() -> None:
     parser.add_argument("--matmul-precision", default=TrainConfig.matmul_precision, help="for all sides")
     arguments = parser.parse_args()
     keep_freed_memory()
-    table = battles(arguments.episodes)
+    table, uneven = battles(arguments.episodes), battles(arguments.episodes, SHORTEST)
     rows: dict[str, Row] = {}
     with matmul_precision(arguments.matmul_precision, torch.device("cpu")):
         for threads in arguments.threads:
-            rows |= measure(table, threads, arguments.rounds)
+            rows |= measure(table, uneven, threads, arguments.rounds)
     print_rows(rows, arguments.json, need_d3rlpy=True)
 
 
