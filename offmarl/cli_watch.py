@@ -101,6 +101,8 @@ def _find(
         return run.id, played_episodes(run, number + 1, seed, number, weights)[number]
     if weights is not None:
         raise UsageError("--weights is for runs: a dataset has no policy whose neighbours could count")
+    if seed:
+        raise UsageError(f"--seed {seed} is for runs: the episodes of a dataset were played already")
     dataset = find_dataset(what)
     if what is None:
         terminal.say(f"dataset: {dataset.id} (the latest; name another dataset, or a run)")

@@ -55,6 +55,7 @@ def test_the_bars_are_of_the_decomposition_that_was_asked_for(run, succeed, home
         (f"{DATASET}/bc-teem-s0", f"did you mean {DATASET}/bc-team-s0"),
         (f"{DATASET} --episode 999", "episodes 0 to"),
         (f"{DATASET} --out film.avi", ".gif"),
+        (f"{DATASET} --seed 1", "--seed 1 is for runs"),
         (f"{DATASET} --rewards nobody", "nobody"),
     ],
 )

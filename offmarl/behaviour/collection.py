@@ -98,6 +98,12 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
     if replayed and request.transitions is None:
         amount = "everything that training saw"
     reporter.say(f"collect {amount} of {spec.id}, {_label(request)}, into {folder}")
+    if not needs_training and (
+        idle := sorted((request.behaviour or {}).keys() - _acting(request, config, spec))
+    ):
+        reporter.say(
+            f"nothing is trained for {_label(request)}: behaviour.{', behaviour.'.join(idle)} not used"
+        )
 
     trained = trained_behaviour(task, config, request.seed, reporter) if needs_training else None
     provenance = {
@@ -172,9 +178,19 @@ def _exploration(request: CollectRequest, config: Schedule, spec: EnvSpec) -> di
     return {"kind": "gaussian, clipped to [-1, 1]", "standard_deviation": _noise(config, spec)}
 
 
+def _noise_setting(config: Schedule, spec: EnvSpec) -> str:
+    """What says how much is explored while data are collected: a share of choices, or a standard deviation."""
+    return "noise" if isinstance(config, OnlineConfig) and not spec.discrete else "exploration"
+
+
 def _noise(config: Schedule, spec: EnvSpec) -> float:
-    """Exploration while data are collected: a share of choices, or a standard deviation."""
-    return config.noise if isinstance(config, OnlineConfig) and not spec.discrete else config.exploration
+    return float(getattr(config, _noise_setting(config, spec)))
+
+
+def _acting(request: CollectRequest, config: Schedule, spec: EnvSpec) -> set[str]:
+    """The settings of the behaviour that matter where it is not trained."""
+    explores = request.policy is not None or request.quality != "random"
+    return {_noise_setting(config, spec)} if explores else set()
 
 
 def _policy(
@@ -190,7 +206,7 @@ def _policy(
     else:
         assert trained is not None
         policy = trained.policy(request.quality, spec, request.device)
-    if request.policy is not None or request.quality != "random":
+    if _acting(request, config, spec):
         policy = NoisyPolicy(policy, spec, _noise(config, spec))
     return FreeRiders(policy, spec, request.free_riders) if request.free_riders else policy
 

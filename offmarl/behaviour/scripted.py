@@ -6,6 +6,7 @@ policy.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import permutations
 
 import torch
@@ -28,9 +29,10 @@ def scripted_policy(spec: EnvSpec) -> Policy:
     if "velocity_x" in names and by_force:
         hunt = "background" in spec.options  # who hunts is to be run from, and landmarks are obstacles
         prey = spec.background if spec.options.get("background") == "prey" else ()
-        for target in ("target", *prey):
-            if f"{target}.relative_x" in names:
-                return ScriptedPolicy(spec, [target])
+        for targets in (("target",), prey):
+            seen = [target for target in targets if f"{target}.relative_x" in names]
+            if seen:
+                return ScriptedPolicy(spec, seen)
         landmarks = [name.removesuffix(".relative_x") for name in names if _is_landmark(name)]
         if not hunt and len(landmarks) >= spec.n_agents:
             return ScriptedPolicy(spec, landmarks)
@@ -47,7 +49,7 @@ def _is_landmark(name: str) -> bool:
 class ScriptedPolicy:
     """Steer each agent to its goal: the only one there is, or the cheapest assignment of several."""
 
-    def __init__(self, spec: EnvSpec, goals: list[str]) -> None:
+    def __init__(self, spec: EnvSpec, goals: Sequence[str]) -> None:
         self.columns = torch.tensor(
             [
                 [[names.index(f"{goal}.relative_{axis}") for axis in "xy"] for goal in goals]

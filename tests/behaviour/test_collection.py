@@ -128,6 +128,18 @@ def test_qualities_that_are_none_are_told(home):
         assert notes.said[-1].startswith(said)
 
 
+def test_settings_of_a_training_that_there_is_not_are_told():
+    for quality, told in (("random", ["noise", "steps"]), ("scripted", ["steps"])):
+        notes = Notes()
+        values = {"steps": 40, "noise": 0.2}
+        collect_dataset(request(quality=quality, behaviour=values, transitions=50), notes)
+        idle = f"nothing is trained for {quality}: behaviour.{', behaviour.'.join(told)} not used"
+        assert idle in notes.said
+    notes = Notes()
+    collect_dataset(request(quality="random", behaviour={}, transitions=50, name="a/b-v0"), notes)
+    assert not any("not used" in line for line in notes.said)
+
+
 def test_a_replay_takes_the_place_of_its_own_beginning_and_of_nothing_else(home):
     replay = request(
         quality="medium-replay", behaviour=SHORT, num_envs=None, out=home / "data", name="a/b-v0"
