@@ -124,7 +124,9 @@ class OfflineReport:
         """What a reader must know to read the table rightly."""
         gamma = self.evaluations[0].settings["gamma"]
         summed = (
-            "summed team reward" if gamma == 1 else f"team reward, summed with a discount of {gamma:g} a step"
+            "summed team reward"
+            if gamma == 1
+            else f"team reward, summed with a discount of {gamma:g} a step, which returns of play are without,"
         )
         notes = [
             f"estimated: the mean over agents of an episode's {summed}, from the initial states of the data "
