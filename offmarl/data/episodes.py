@@ -4,7 +4,6 @@ Shapes: S seeds, B windows, T steps, N agents, O observation, K choices, D state
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -34,17 +33,14 @@ class EpisodeBatch:
         return self.action.shape[2]
 
     @property
-    def present(self) -> list[int]:
-        """[T + 1]: how many windows, counted from the first, hold all that have a frame at a step or later.
-
-        As few as can be where the longest windows come first, as tables draw them.
-        """
-        _, B, T = self.valid.shape
-        if T == 1:
-            return [B, B]
-        place = torch.arange(1, B + 1, device=self.valid.device).unsqueeze(1)
-        last = (self.valid.bool().any(0) * place).amax(0).tolist()  # [T] of those that take the step
-        return [B, *reversed(list(accumulate(reversed(last), max)))]
+    def lifetimes(self) -> Tensor:
+        """[S, B, N] int64: how many frames there are of an agent up to the last in which it is alive."""
+        S, B, T = self.valid.shape
+        there = torch.cat([self.valid.new_ones(S, B, 1), self.valid], 2).unsqueeze(3)  # [S, B, T + 1, 1]
+        if self.alive is not None:
+            there = there * self.alive
+        number = torch.arange(1, T + 2, device=there.device).view(-1, 1)
+        return (there * number).amax(2).long().expand(S, B, self.action.shape[3])
 
     @property
     def weight(self) -> Tensor:

@@ -311,14 +311,12 @@ class Transitions:
     def sample_episodes(self, batch_size: int, generators: Sequence[torch.Generator]) -> EpisodeBatch:
         """Draw `batch_size` whole episodes of discrete data for each seed, as `sample` draws transitions.
 
-        The longest come first, the others padded to its T steps. Raises `UsageError` for a batch larger than the data.
+        They are padded to the longest drawn, T its steps. Raises `UsageError` for a batch larger than the data.
         """
         index = self._draw(self.n_episodes, "episodes", batch_size, generators)
-        length = (self.episode_start[index + 1] - self.episode_start[index] - 1).view(-1, batch_size)
-        length, order = length.sort(dim=1, descending=True, stable=True)  # [S, B] steps
-        first = self.episode_start[index.view_as(order).gather(1, order).flatten()]
-        last = first + length.flatten()
-        steps = int(length[:, 0].max())
+        first, last = self.episode_start[index], self.episode_start[index + 1] - 1
+        length = (last - first).view(len(generators), batch_size)  # [S, B] steps
+        steps = int(length.max())
         time = torch.arange(steps + 1, device=self.device)
         rows = torch.minimum(first.unsqueeze(1) + time, last.unsqueeze(1))  # [S * B, T + 1]
         # Steps before episodes, the order in which a recurrent network reads them.

@@ -3,8 +3,7 @@
 Every loss is written once, on batches [S, B, T, N, ...]: whole episodes where networks have a memory, single steps
 (T = 1) where they have none. Steps that are padding and agents that are dead count nowhere.
 
-Shapes: S seeds, B windows, T time, N agents, O observation, K choices, H memory; P frames without padding; G networks
-with M rows each.
+Shapes: S seeds, B windows, T time, N agents, O observation, K choices, H memory; G networks with M rows each.
 """
 
 from collections.abc import Sequence
@@ -73,12 +72,14 @@ class DiscreteLearner(ObservingLearner):
         return self.stacked(self.network_kind, name, sizes)
 
     def inputs(self, batch: EpisodeBatch) -> PackedFrames:
-        """What networks are shown of all frames of a batch, T + 1 steps."""
-        counts = batch.present
-        return PackedFrames(self.scaled(packed(batch.obs, counts)), counts, batch.obs.shape[1])
+        """What networks are shown of a batch, T + 1 steps."""
+        inputs = self.scaled(batch.obs.transpose(1, 2).flatten(1, 2))  # [G, (T + 1) * M, O (+ N)]
+        if batch.steps == 1:  # hardly anything could be left out
+            return PackedFrames(inputs, [inputs.shape[1] // 2] * 2, inputs.shape[1] // 2)
+        return packed(inputs, self.to_networks(batch.lifetimes))
 
     def scaled(self, obs: Tensor) -> Tensor:
-        """Network input: [S, P, N, O] -> normalised, with agent ids, [G, P or P * N, O (+ N)]."""
+        """Network input: [S, M, N, O] -> normalised, with agent ids, [G, M or M * N, O (+ N)]."""
         scaled = ((obs - self.obs_mean) * self.obs_scale).clamp_(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
         if self._agent_id is not None:
             identity = self._agent_id.view(scaled.shape[2], -1)
@@ -86,7 +87,7 @@ class DiscreteLearner(ObservingLearner):
         return self.to_networks(scaled)
 
     def to_networks(self, values: Tensor) -> Tensor:
-        """Sort agents' values to the networks they belong to: [S, P, N, ...] -> [G, P or P * N, ...]."""
+        """Sort agents' values to the networks they belong to: [S, M, N, ...] -> [G, M or M * N, ...]."""
         return values.flatten(1, 2) if self.share else values.transpose(1, 2).flatten(0, 1)
 
     def from_networks(self, values: Tensor) -> Tensor:
@@ -95,10 +96,13 @@ class DiscreteLearner(ObservingLearner):
         return values.unflatten(1, (-1, N)) if self.share else values.unflatten(0, (S, N)).transpose(1, 2)
 
     def run(self, network: AgentNetwork, frames: PackedFrames) -> Tensor:
-        """Run frames through their networks, memories from the first on -> [S, B, T, N, outputs], padding zero."""
+        """Run frames through their networks -> [S, B, T, N, outputs], zero after an episode's or an agent's end."""
         if isinstance(network, StackedGRU):
-            return frames.padded(self.from_networks(network(frames.rows, frames.row_counts)))
-        return frames.padded(self.from_networks(network(frames.rows)))
+            outputs = network(frames.inputs, frames.counts)
+        else:
+            outputs = network(frames.inputs)
+        values = self.from_networks(frames.padded(outputs))  # [S, T*B, N, outputs]
+        return values.unflatten(1, (len(frames.counts), -1)).transpose(1, 2)
 
     def masked(self, values: Tensor, legal: Tensor | None) -> Tensor:
         """Put the lowest finite number where a choice [..., N, K] is illegal or not the agent's."""

@@ -1,8 +1,9 @@
-"""Frames of windows of unequal length as networks see them: without padding.
+"""What networks are shown of windows of episodes, without what teaches nothing: padding, and agents that have died.
 
-Episodes of battles end at very different times: of a batch padded to its longest, a third to a half is padding.
+Episodes of battles end at very different times and agents before them: of a batch padded to its longest, hardly more
+than half is agents alive.
 
-Shapes: S seeds, B windows, T steps, N agents, P the frames there are; G networks.
+Shapes: G networks, T steps, M rows that a network unrolls, P of their T * M frames that are needed.
 """
 
 from collections.abc import Sequence
@@ -14,42 +15,49 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedFrames:
-    """Inputs of networks, one step after the other: at each step those of the windows that still have a frame."""
+    """Inputs of networks, one step after the other: at each step those of the rows that are not over."""
 
-    rows: Tensor  # [G, P or P * N, inputs]
-    counts: Sequence[int]  # [T] windows with a frame at each step: the first so many, ever fewer of them
-    windows: int  # B
-
-    @property
-    def row_counts(self) -> list[int]:
-        """[T]: how many of `rows` belong to each step."""
-        per_window = self.rows.shape[1] // sum(self.counts)
-        return [count * per_window for count in self.counts]
+    inputs: Tensor  # [G, P, inputs]
+    # [T] rows at each step, ever fewer: a step carries on the first rows of the step before.
+    counts: Sequence[int]
+    members: int  # M
+    # [G, P] int64: where frames are among the T * M; none where all are there, in order.
+    places: Tensor | None = None
 
     def __getitem__(self, steps: slice) -> "PackedFrames":
         """Take some consecutive steps."""
-        before, kept = sum(self.row_counts[: steps.start or 0]), sum(self.row_counts[steps])
-        return PackedFrames(self.rows[:, before : before + kept], self.counts[steps], self.windows)
+        first = len(self.counts[: steps.start or 0])
+        before, kept = sum(self.counts[:first]), sum(self.counts[steps])
+        frames = slice(before, before + kept)
+        places = None if self.places is None else self.places[:, frames] - first * self.members
+        return PackedFrames(self.inputs[:, frames], self.counts[steps], self.members, places)
 
     def padded(self, values: Tensor) -> Tensor:
-        """[S, P, ...] -> [S, B, T, ...], zero where a window has no frame."""
-        where = places(self.counts, self.windows, values.device)
-        if where is not None:
-            everything = values.new_zeros(len(values), len(self.counts) * self.windows, *values.shape[2:])
-            values = everything.index_copy(1, where, values)
-        return values.unflatten(1, (-1, self.windows)).transpose(1, 2)
+        """[G, P, ...] -> [G, T * M, ...], zero where a frame is missing."""
+        if self.places is None:
+            return values
+        frames, networks = len(self.counts) * self.members, len(values)
+        everything = values.new_zeros(networks * frames, *values.shape[2:])
+        filled = everything.index_copy(0, _across_networks(self.places, frames), values.flatten(0, 1))
+        return filled.unflatten(0, (networks, frames))
 
 
-def packed(values: Tensor, counts: Sequence[int]) -> Tensor:
-    """[S, B, T, ...] -> [S, P, ...]: what the first `counts[t]` windows hold at each step t, step after step."""
-    steps = values.transpose(1, 2).flatten(1, 2)  # [S, T*B, ...], no copy of batches as tables gather them
-    where = places(counts, values.shape[1], values.device)
-    return steps if where is None else steps.index_select(1, where)
+def packed(inputs: Tensor, needed: Tensor) -> PackedFrames:
+    """Pack [G, T * M, inputs], of each row the frames that are `needed` from the first on: [G, M] int64."""
+    G, M = needed.shape
+    steps = inputs.shape[1] // M
+    needed, order = needed.sort(dim=1, descending=True, stable=True)
+    time = torch.arange(steps, device=needed.device)
+    counts = (needed.unsqueeze(2) > time).sum(1).amax(0).tolist()  # [T]
+    if counts[-1] == M:
+        return PackedFrames(inputs, counts, M)
+    there = torch.arange(M) < torch.tensor(counts).unsqueeze(1)  # [T, M]
+    step, rank = (place.to(needed.device) for place in there.nonzero(as_tuple=True))  # [P] each
+    places = order[:, rank] + step * M
+    rows = inputs.flatten(0, 1).index_select(0, _across_networks(places, steps * M))
+    return PackedFrames(rows.unflatten(0, (G, -1)), counts, M, places)
 
 
-def places(counts: Sequence[int], windows: int, device: torch.device) -> Tensor | None:
-    """Where frames are among T * B, [P] int64; none where all of them are there."""
-    if counts[-1] == windows:
-        return None
-    there = torch.arange(windows) < torch.tensor(counts).unsqueeze(1)  # [T, B]
-    return there.flatten().nonzero().squeeze(1).to(device)
+def _across_networks(places: Tensor, frames: int) -> Tensor:
+    """Places [G, P] among the frames of each network -> [G * P] among those of all."""
+    return (places + torch.arange(len(places), device=places.device).unsqueeze(1) * frames).flatten()

@@ -67,7 +67,10 @@ def test_runs_are_judged_without_an_environment(runs, offmarl, succeed, home):
 def test_what_is_estimated_is_said_to_be_discounted_where_it_is(runs, offmarl):
     command = f"evaluate --offline --run {runs['bc']} --estimator behaviour {OPE}"
     assert "summed team reward, from" in offmarl(command).stdout
-    assert "summed with a discount of 0.5 a step, which returns of play are without, from" in offmarl(f"{command} --set ope.gamma=0.5").stdout
+    assert (
+        "summed with a discount of 0.5 a step, which returns of play are without, from"
+        in offmarl(f"{command} --set ope.gamma=0.5").stdout
+    )
 
 
 @pytest.mark.usefixtures("_no_environment")

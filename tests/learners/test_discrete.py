@@ -161,7 +161,7 @@ def test_acting_step_by_step_is_the_unrolled_network(battle, share):
         frame = Frame(batch.obs[:, :, t].flatten(0, 1), legal=batch.legal[:, :, t].flatten(0, 1))
         policy.begin(nobody, stream(0))
         action = policy.act(frame, stream(0))
-        there = batch.valid[:, :, max(t - 1, 0)].flatten() == 1
+        there = (t < batch.lifetimes).flatten(0, 1)  # [S * B, N]
         assert torch.equal(action[there], q[:, :, t].argmax(-1).flatten(0, 1)[there]), t
 
 

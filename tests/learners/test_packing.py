@@ -1,54 +1,84 @@
-"""Frames without padding against the padded ones."""
+"""Frames without padding and without the dead against all frames."""
 
+import pytest
 import torch
 from episodes import batch_of, learner_of
 
-from offmarl.learners.packing import PackedFrames, packed, places
+from offmarl.learners.packing import packed
 
-S, B, T = 2, 4, 5
-COUNTS = [4, 4, 3, 1, 1]
-
-
-def there() -> torch.Tensor:
-    """[B, T]: which windows have a frame."""
-    return torch.arange(B).unsqueeze(1) < torch.tensor(COUNTS)
+G, M, T = 2, 4, 5
+NEEDED = torch.tensor([[3, 5, 0, 3], [1, 2, 3, 4]])
+COUNTS = [4, 3, 3, 1, 1]  # rows of the network that needs most
 
 
-def test_what_is_there_is_packed_step_by_step_and_returns_to_its_place():
-    values = torch.randn(S, B, T, 3)
-    rows = packed(values, COUNTS)
-    assert torch.equal(rows, values.transpose(1, 2)[:, there().T])
-    frames = PackedFrames(rows.flatten(2), COUNTS, B)
-    expected = values * there().view(1, B, T, 1)
-    assert torch.equal(frames.padded(rows), expected)
-    assert torch.equal(packed(values, [B] * T), values.transpose(1, 2).flatten(1, 2))
-    assert places([B] * T, B, values.device) is None
+def frames() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs [G, T * M, 3], and which are needed [G, T, M]."""
+    there = torch.arange(T).unsqueeze(1) < NEEDED.unsqueeze(1)
+    return torch.randn(G, T * M, 3), there
+
+
+def test_what_is_needed_is_packed_step_by_step_and_returns_to_its_place():
+    inputs, there = frames()
+    made = packed(inputs, NEEDED)
+    assert made.counts == COUNTS
+    assert made.inputs.shape == (G, sum(COUNTS), 3)
+    back = made.padded(made.inputs).view(G, T, M, 3)
+    everything = inputs.view(G, T, M, 3)
+    assert torch.equal(back[there], everything[there])
+    missing = (back == 0).all(-1)
+    assert missing.sum() == G * (T * M - sum(COUNTS))
+    start = 0
+    for t, count in enumerate(COUNTS):  # a row keeps its place from step to step
+        rows = NEEDED.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        expected = torch.stack([everything[g, t, rows[g]] for g in range(G)])
+        assert torch.equal(made.inputs[:, start : start + count], expected)
+        start += count
+
+
+def test_nothing_is_moved_where_everything_is_needed():
+    inputs = frames()[0]
+    made = packed(inputs, torch.full((G, M), T))
+    assert made.inputs is inputs
+    assert made.counts == [M] * T
+    assert made.padded(inputs) is inputs
 
 
 def test_steps_are_cut_out_of_frames():
-    values = torch.randn(S, B, T, 3)
-    frames = PackedFrames(packed(values, COUNTS).flatten(2), COUNTS, B)
-    for steps in (slice(None, -1), slice(1, None), slice(-1, None), slice(1, 3)):
-        part = frames[steps]
-        assert torch.equal(part.rows, packed(values[:, :, steps], COUNTS[steps])), steps
-        assert torch.equal(part.padded(part.rows), (values * there().view(1, B, T, 1))[:, :, steps]), steps
-    agents = PackedFrames(torch.randn(S, 3 * sum(COUNTS), 2), COUNTS, B)  # three agents in one network
-    assert agents.row_counts == [12, 12, 9, 3, 3]
-    assert torch.equal(agents[2:].rows, agents.rows[:, 24:])
+    inputs, _ = frames()
+    for needed in (NEEDED, torch.full((G, M), T)):
+        whole = packed(inputs, needed)
+        back = whole.padded(whole.inputs).view(G, T, M, 3)
+        for steps in (slice(None, -1), slice(1, None), slice(-1, None), slice(1, 3)):
+            part = whole[steps]
+            assert part.counts == whole.counts[steps]
+            found = part.padded(part.inputs).view(G, len(part.counts), M, 3)
+            assert torch.equal(found, back[:, steps]), steps
 
 
-def test_present_counts_windows_up_to_the_last_that_goes_on(battle):
+def test_lifetimes_end_with_the_window_or_the_last_frame_alive(battle):
     batch = batch_of(learner_of("bc", battle, (0, 1), trunk="gru"), battle, 6)
-    length = batch.valid.sum(2)
-    assert (length.diff(dim=1) <= 0).all()  # the longest first
-    assert batch.present == [6, *((length.unsqueeze(2) > torch.arange(batch.steps)).sum(1).amax(0).tolist())]
-    backwards = type(batch)(**{**vars(batch), "valid": batch.valid.flip(1)})
-    shortest = int(length.flip(1)[:, 0].min())
-    assert backwards.present[: shortest + 1] == [6] * (shortest + 1)
-    taken = backwards.valid.bool().any(0)
-    for t, count in enumerate(backwards.present[1:]):
-        assert not taken[count:, t:].any()
-        assert taken[count - 1, t:].any()
+    frames_of = batch.valid.sum(2).long() + 1  # [S, B]
+    for s, b, n in torch.cartesian_prod(*(torch.arange(size) for size in batch.lifetimes.shape)).tolist():
+        alive = batch.alive[s, b, : frames_of[s, b], n]
+        assert batch.lifetimes[s, b, n] == (alive.nonzero().max() + 1 if alive.any() else 0)
+    assert (batch.lifetimes < frames_of.unsqueeze(2)).any()
+    batch.alive = None
+    assert torch.equal(batch.lifetimes, frames_of.unsqueeze(2).expand_as(batch.lifetimes))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("trunk", ["gru", "mlp"])
+def test_networks_say_of_what_is_needed_what_they_say_of_everything(battle, trunk, share):
+    learner = learner_of("cql", battle, (0, 1), trunk=trunk, share=share, td_lambda=0.5)
+    learner.observe(battle.statistics())
+    batch = batch_of(learner, battle, 6)
+    found = learner.run(learner.critic, learner.inputs(batch))
+    needed = torch.arange(batch.steps + 1).view(-1, 1) < batch.lifetimes.unsqueeze(2)  # [S, B, T + 1, N]
+    assert needed.float().mean() < 0.9
+    batch.alive, batch.valid = None, torch.ones_like(batch.valid)
+    everything = learner.run(learner.critic, learner.inputs(batch))
+    torch.testing.assert_close(found[needed], everything[needed], atol=1e-6, rtol=1e-5)
+    assert (found == 0).all(-1).any()
 
 
 def test_a_batch_in_any_order_of_windows_teaches_the_same(battle):

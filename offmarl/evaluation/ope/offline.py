@@ -126,7 +126,7 @@ class OfflineReport:
         summed = (
             "summed team reward"
             if gamma == 1
-            else f"team reward, summed with a discount of {gamma:g} a step, which returns of play are without,"
+            else f"team reward, summed with a discount of {gamma:g} a step, which returns of play are without"
         )
         notes = [
             f"estimated: the mean over agents of an episode's {summed}, from the initial states of the data "
