@@ -62,35 +62,37 @@ class DiscreteCFCQL(TeamValue):
     # ---- λ
 
     @torch.no_grad()
-    def divergence(self, q: Tensor, batch: EpisodeBatch) -> Tensor:
-        """KL(μ_i, β_i) [S, B, T, N] of μ_i ∝ exp Q_tot(s, ·, a_-i), of which `q` [S, B, T, N, K] is masked, from β."""
-        mu = torch.log_softmax(q, dim=-1)
-        beta = torch.log_softmax(self.behaviour.logits(batch), dim=-1)
+    def divergence(self, q: Tensor, logits: Tensor) -> Tensor:
+        """KL(μ_i, β_i) [S, B, T, N] of μ_i ∝ exp Q_tot(s, ·, a_-i) from β: of masked q and logits [S, B, T, N, K]."""
+        mu, beta = torch.log_softmax(q, dim=-1), torch.log_softmax(logits, dim=-1)
         return (mu.exp() * (mu - beta)).sum(-1)
 
     @torch.no_grad()
-    def weight(self, q: Tensor, batch: EpisodeBatch) -> Tensor:
-        """λ [S, B, T, N], a softmax over living agents of how near each is to behaviour."""
+    def weight(self, q: Tensor, batch: EpisodeBatch, *behaviour: Tensor) -> Tensor:
+        """λ [S, B, T, N], a softmax over living agents of how near each is to behaviour, given its logits."""
         alive = batch.weight
         if not self.config.sharpness:
             return alive / alive.sum(3, keepdim=True).clamp(min=1)
-        nearness = -self.config.sharpness * self.divergence(q, batch)
+        nearness = -self.config.sharpness * self.divergence(q, *behaviour)
         lowest = torch.finfo(nearness.dtype).min
         return torch.softmax(nearness.masked_fill(alive == 0, lowest), dim=3) * alive
 
     # ---- the loss
 
-    def conservative_gap(self, q_sampled: Tensor, q_data: Tensor, batch: EpisodeBatch) -> Tensor:
+    def conservative_gap(
+        self, q_sampled: Tensor, q_data: Tensor, batch: EpisodeBatch, *given: Tensor
+    ) -> Tensor:
         """Σ_i λ_i (log Σ_{a_i} exp Q_tot(s, a_i, a_-i) - Q_tot(s, a)), [S, B, T]."""
         q = self.masked(q_sampled.unflatten(3, (self.spec.n_agents, -1)), batch.legal_now)  # [S, B, T, N, K]
         soft_maximum = torch.logsumexp(q, dim=-1)
-        return (self.weight(q, batch) * (soft_maximum - q_data.unsqueeze(3))).sum(3)
+        return (self.weight(q, batch, *given) * (soft_maximum - q_data.unsqueeze(3))).sum(3)
 
     def update(self, batch: EpisodeBatch) -> Metrics:
         """One step of Q_tot, and one of the cloned behaviour where weights need it."""
-        metrics = super().update(batch)
-        if self.config.sharpness:
-            logits = self.behaviour.logits(batch)
-            error = -self.behaviour.log_likelihood(logits, batch.action)
-            metrics |= self.behaviour.step(self.average(error, batch))
-        return metrics
+        if not self.config.sharpness:
+            return super().update(batch)
+        inputs = self.inputs(batch)
+        logits = self.behaviour.logits(inputs, batch)
+        metrics = self.team_step(inputs, batch, logits.detach())
+        error = -self.behaviour.log_likelihood(logits, batch.action)
+        return metrics | self.behaviour.step(self.average(error, batch))

@@ -12,6 +12,7 @@ from offmarl.data.episodes import EpisodeBatch
 from offmarl.learners.base import Metrics
 from offmarl.learners.discrete import DiscreteLearner
 from offmarl.learners.optimiser import StackedAdam
+from offmarl.learners.packing import PackedFrames
 
 
 class ChoicePolicy:
@@ -28,10 +29,9 @@ class ChoicePolicy:
         )
         self.optimiser = learner.keep(f"{name}_optimiser", adam)
 
-    def logits(self, batch: EpisodeBatch) -> Tensor:
+    def logits(self, inputs: PackedFrames, batch: EpisodeBatch) -> Tensor:
         """Rate choices where they were made, the illegal ones lowest: [S, B, T, N, K]."""
-        frames = self.learner.inputs(batch)[:-1]
-        return self.learner.masked(self.learner.run(self.network, frames), batch.legal_now)
+        return self.learner.masked(self.learner.run(self.network, inputs[:-1]), batch.legal_now)
 
     @staticmethod
     def log_likelihood(logits: Tensor, action: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class DiscreteCQL(ValueBased):
 
     def update(self, batch: EpisodeBatch) -> Metrics:
         """One step of the critics, towards double Q-learning's targets."""
-        q, next_target_q = self.frames(batch)
+        q, next_target_q = self.frames(self.inputs(batch))
         return self.critic_step(q, self.td_target(batch, self.double_q(q, next_target_q, batch)), batch)
 
     def critic_step(self, q: Tensor, target: Tensor, batch: EpisodeBatch) -> Metrics:

@@ -144,10 +144,11 @@ class DiscreteICQ(ValueBased):
 
     def update(self, batch: EpisodeBatch) -> Metrics:
         """One step of the critics, with the mixer, down J_Q, and one of the policies down J_π."""
-        q, next_target_q = self.frames(batch)
+        inputs = self.inputs(batch)
+        q, next_target_q = self.frames(inputs)
         now = q[:, :, :-1]
         target, taught = self.target(next_target_q, batch)
-        logits = self.policy.logits(batch)
+        logits = self.policy.logits(inputs, batch)
         advantage = self.advantage(now.detach(), logits.detach(), batch.action)
         q_data = self.q_of(now, batch.action)
         if self.config.mixer:

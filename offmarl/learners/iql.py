@@ -170,4 +170,4 @@ class DiscreteIQL(Implicit, ValueBased):
             "value_loss": value_loss.detach().mean(1),
             "q_mean": self.average(q.detach(), batch).mean(1),
             "critic_gradient": norm.view(len(self.seeds), -1).mean(1),
-        } | self.policy.clone(self.policy.logits(batch), batch, weight)
+        } | self.policy.clone(self.policy.logits(inputs, batch), batch, weight)

@@ -75,8 +75,9 @@ class DiscreteOMAR(DiscreteCQL):
 
     def update(self, batch: EpisodeBatch) -> Metrics:
         """One step of the critics, then of the policies."""
-        q, next_target_q = self.frames(batch)
-        logits = self.unrolled(self.policy.network, self.inputs(batch))
+        inputs = self.inputs(batch)
+        q, next_target_q = self.frames(inputs)
+        logits = self.unrolled(self.policy.network, inputs)
         next_q = self.q_of(next_target_q, self.best_choice(logits[:, :, 1:], batch.next_legal))
         metrics = self.critic_step(q, self.td_target(batch, next_q), batch)
         logits = self.masked(logits[:, :, :-1], batch.legal_now)

@@ -20,6 +20,7 @@ from offmarl.learners.base import Metrics
 from offmarl.learners.legality import allowed
 from offmarl.learners.mixers import Mixed, MixerKind, MonotonicMixer, value_decomposition
 from offmarl.learners.optimiser import minimise
+from offmarl.learners.packing import PackedFrames
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 from offmarl.settings import Count, Discount, NonNegative, Positive
 
@@ -73,12 +74,21 @@ class TeamValue(ValueBased):
         """Give J joint choices for each state beside the data's: [S, B, T, N, J]."""
 
     @abstractmethod
-    def conservative_gap(self, q_sampled: Tensor, q_data: Tensor, batch: EpisodeBatch) -> Tensor:
+    def conservative_gap(
+        self, q_sampled: Tensor, q_data: Tensor, batch: EpisodeBatch, *given: Tensor
+    ) -> Tensor:
         """What α weighs, [S, B, T], of Q_tot of those choices [S, B, T, J] and of the data's [S, B, T]."""
 
     def update(self, batch: EpisodeBatch) -> Metrics:
-        """Squared TD error of Q_tot, eq. 6 of QMIX, + α (soft maximum of Q_tot - Q_tot of the data)."""
-        q, next_target_q = self.frames(batch)
+        """One step of the agents' values and their mixer."""
+        return self.team_step(self.inputs(batch), batch)
+
+    def team_step(self, inputs: PackedFrames, batch: EpisodeBatch, *given: Tensor) -> Metrics:
+        """Squared TD error of Q_tot, eq. 6 of QMIX, + α (soft maximum of Q_tot - Q_tot of the data).
+
+        `given` is passed on to `conservative_gap`.
+        """
+        q, next_target_q = self.frames(inputs)
         mix, target_mix = self.mixers(batch)
         next_q = self.double_q(q, next_target_q, batch)
         choices, now = batch.action.unsqueeze(4), q[:, :, :-1]
@@ -94,7 +104,7 @@ class TeamValue(ValueBased):
         loss = td = self.team_average((q_data - target).square(), batch)
         metrics = {"critic_loss": td, "q_mean": self.team_average(q_data, batch)}
         if self.config.alpha:
-            gap = self.team_average(self.conservative_gap(q_tot[..., 1:], q_data, batch), batch)
+            gap = self.team_average(self.conservative_gap(q_tot[..., 1:], q_data, batch, *given), batch)
             metrics["conservative_gap"] = gap
             loss = td + self.config.alpha * gap
         norm = minimise(loss.sum(), *self.optimisers)[0]
@@ -131,6 +141,8 @@ class QMIXCQL(TeamValue):
         found = torch.searchsorted(number.contiguous(), drawn.contiguous())
         return found.clamp_(max=self.spec.action_dim - 1)  # where nothing is legal, which nobody looks at
 
-    def conservative_gap(self, q_sampled: Tensor, q_data: Tensor, batch: EpisodeBatch) -> Tensor:
+    def conservative_gap(
+        self, q_sampled: Tensor, q_data: Tensor, batch: EpisodeBatch, *given: Tensor
+    ) -> Tensor:
         """Log Σ exp Q_tot over sampled joint choices [S, B, T, J] and the data's [S, B, T] - Q_tot of the data's."""
         return torch.logsumexp(torch.cat([q_sampled, q_data.unsqueeze(3)], dim=3), dim=3) - q_data

@@ -128,12 +128,11 @@ class ValueBased(DiscreteLearner):
             target[:, :, t] += carried[:, :, t] * (target[:, :, t + 1] - next_value[:, :, t])
         return target
 
-    def frames(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+    def frames(self, inputs: PackedFrames) -> tuple[Tensor, Tensor]:
         """Rate the choices of all frames [S, B, T + 1, N, K], and by the target network those of successors [., T, .].
 
         Gradients reach what was seen when choices were made, not the last frame nor the target network.
         """
-        inputs = self.inputs(batch)
         q = self.unrolled(self.critic, inputs)
         with torch.no_grad():
             if self.memory_dim:  # which comes from the frames before

@@ -134,7 +134,7 @@ def test_icq_targets_follow_the_datas_choices_and_end_where_those_do(battle, mix
     learner = learner_of("icq", battle, mixer=mixer, td_lambda=0.0, gamma=0.9, critic_temperature=2.0)
     assert learner.batch_unit == "episodes"
     batch = batch_of(learner, battle)
-    _, target_q = learner.frames(batch)
+    _, target_q = learner.frames(learner.inputs(batch))
     target, taught = learner.target(target_q, batch)
     weight, bias = (
         learner.mixing(learner.target_mixer, learner.states(batch), batch.alive) if mixer else (None,) * 2
@@ -177,7 +177,10 @@ def test_icq_targets_follow_the_datas_choices_and_end_where_those_do(battle, mix
 def test_advantages_are_over_what_the_policy_would_choose(battle):
     learner = learner_of("icq", battle)
     batch = batch_of(learner, battle)
-    logits, q = learner.policy.logits(batch).detach(), torch.randn(*batch.action.shape, 4)
+    logits, q = (
+        learner.policy.logits(learner.inputs(batch), batch).detach(),
+        torch.randn(*batch.action.shape, 4),
+    )
     found = learner.advantage(q, logits, batch.action)
     legal = batch.legal_now[0, 0, 0, 1]
     probability = torch.zeros(4)
@@ -197,7 +200,7 @@ def test_cloning_weighs_choices_and_the_dead_may_have_chosen_anything(battle):
     weight = weight.nan_to_num(posinf=3e38)
     illegal = batch.legal_now.float().argmin(-1)
     batch.action = torch.where(batch.weight > 0, batch.action, illegal)
-    logits = learner.policy.logits(batch)
+    logits = learner.policy.logits(learner.inputs(batch), batch)
     likelihood = torch.log_softmax(logits.detach(), -1).gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
     before = learner.policy.network.flat.clone()
     metrics = learner.policy.clone(logits, batch, weight)
@@ -229,7 +232,7 @@ def test_rectification_is_towards_the_best_legal_choice(battle):
     q = torch.randn(*batch.action.shape, 4)
     unmasked_is_illegal = ~batch.legal_now.gather(-1, q.argmax(-1, keepdim=True)).squeeze(-1)
     assert unmasked_is_illegal.any()
-    logits = learner.policy.logits(batch).detach().requires_grad_()
+    logits = learner.policy.logits(learner.inputs(batch), batch).detach().requires_grad_()
     (slope,) = torch.autograd.grad(learner.policy_loss(logits, q, batch).sum(), logits)
     best = q.masked_fill(~batch.legal_now, -torch.inf).argmax(-1, keepdim=True)
     counted = (batch.weight > 0) & (batch.legal_now.sum(-1) > 1)
@@ -255,7 +258,7 @@ def test_climbing_is_the_expected_policy_gradient_whatever_unit_values_have(batt
 def test_the_policy_chooses_and_the_target_critic_rates(battle, monkeypatch):
     learner = learner_of("omar", battle, (0, 1), trunk="gru")
     batch = batch_of(learner, battle)
-    _, target_q = learner.frames(batch)
+    _, target_q = learner.frames(learner.inputs(batch))
     logits = learner.run(learner.policy.network, learner.inputs(batch))[:, :, 1:]
     choice = logits.masked_fill(~batch.legal[:, :, 1:], -torch.inf).argmax(-1, keepdim=True)
     expected = learner.td_target(batch, target_q.gather(-1, choice).squeeze(-1))
@@ -286,8 +289,8 @@ def test_the_gap_is_a_weighted_sum_of_each_agents_soft_maximum(battle):
     batch = batch_of(learner, battle)
     S, B, T, N = batch.action.shape
     q, q_data = torch.randn(S, B, T, N * 4), torch.randn(S, B, T)
-    found = learner.conservative_gap(q, q_data, batch)
-    beta = learner.behaviour.logits(batch).detach()
+    beta = learner.behaviour.logits(learner.inputs(batch), batch).detach()
+    found = learner.conservative_gap(q, q_data, batch, beta)
     for b, t in ((0, 0), (3, 0), (7, 0), (9, 0)):
         living, soft, divergence = batch.alive[0, b, t], [], []
         for agent in range(N):
@@ -314,5 +317,7 @@ def test_with_sharpness_zero_all_living_agents_weigh_the_same_and_nothing_is_clo
 def test_the_behaviour_is_cloned_alongside(discrete):
     learner = bandits.trained("cfcql", discrete, 100, learning_rate=1e-2)
     batch = batch_of(learner, discrete, 500)
-    policy = torch.softmax(learner.behaviour.logits(batch).detach(), -1).mean((0, 1, 2, 3))
+    policy = torch.softmax(learner.behaviour.logits(learner.inputs(batch), batch).detach(), -1).mean(
+        (0, 1, 2, 3)
+    )
     torch.testing.assert_close(policy, torch.tensor([0.25, 0.5, 0.25, 0.0]), atol=0.04, rtol=0)

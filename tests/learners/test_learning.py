@@ -57,7 +57,7 @@ def test_double_q_targets_ignore_illegal_successors(discrete):
     batch.terminated = torch.zeros_like(batch.terminated)
     batch.legal = torch.zeros(1, 64, 2, 2, 4, dtype=torch.bool)
     batch.legal[..., 3] = True
-    q, target_q = learner.frames(batch)
+    q, target_q = learner.frames(learner.inputs(batch))
     assert (q[:, :, 1:].argmax(-1) != 3).any()
     expected = batch.reward + 0.95 * target_q[..., 3]
     torch.testing.assert_close(learner.td_target(batch, learner.double_q(q, target_q, batch)), expected)
