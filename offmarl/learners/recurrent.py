@@ -62,7 +62,7 @@ class StackedGRU(Stacked):
         hidden = _Recurrence.apply(
             hidden, memory, of_input, input_bias, of_memory, memory_bias, tuple(counts)
         )
-        return torch.baddbmm(head_bias, hidden, head), hidden[:, -counts[-1] :].detach()
+        return torch.baddbmm(head_bias, hidden, head), hidden[:, hidden.shape[1] - counts[-1] :].detach()
 
 
 class _Recurrence(torch.autograd.Function):

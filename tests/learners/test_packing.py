@@ -81,6 +81,21 @@ def test_networks_say_of_what_is_needed_what_they_say_of_everything(battle, trun
     assert (found == 0).all(-1).any()
 
 
+@pytest.mark.parametrize("trunk", ["gru", "mlp"])
+def test_windows_at_whose_end_nobody_lives_and_windows_of_the_dead_teach(battle, trunk):
+    for last in (2, 0):  # the last frame in which anybody lives; none
+        learner = learner_of("icq", battle, trunk=trunk)
+        learner.observe(battle.statistics())
+        batch = batch_of(learner, battle, 6)
+        batch.alive = torch.zeros_like(batch.alive)
+        batch.alive[:, :, :last] = True
+        assert batch.lifetimes.max() == last
+        before = learner.policy.network.flat.clone()
+        learner.update(batch)
+        assert learner.policy.network.flat.isfinite().all()
+        assert torch.equal(learner.policy.network.flat, before) == (last == 0)
+
+
 def test_a_batch_in_any_order_of_windows_teaches_the_same(battle):
     states = []
     for order in ([0, 1, 2, 3, 4, 5], [3, 5, 0, 4, 1, 2]):

@@ -19,7 +19,7 @@ def peer(network: StackedGRU, index: int) -> torch.nn.GRU:
     return unit
 
 
-@pytest.mark.parametrize("counts", [[M] * T, [5, 5, 4, 4, 2, 1, 1]])
+@pytest.mark.parametrize("counts", [[M] * T, [5, 5, 4, 4, 2, 1, 1], [5, 3, 3, 2, 1, 0, 0]])
 @pytest.mark.parametrize("hidden", [(H,), (8, H), (9, 8, H)])
 def test_values_and_gradients_are_those_of_pytorch(hidden, counts):
     """PyTorch unrolls every row by itself, as far as its count of steps goes."""
