@@ -239,11 +239,14 @@ def measure(table: Transitions, deadly: Transitions, threads: int, rounds: int) 
     mixing = {"mixer_embedding": EMBEDDING, "hypernet_hidden": HYPERNET, "action_samples": SAMPLES}
     recurrent = {"trunk": "gru", "alpha": ALPHA, **mixing, **usual}
     compared: dict[str, dict[str, Update]] = {
-        f"qmix_cql, {EPISODES} episodes of {steps} steps: against the plain loop": {
+        f"qmix_cql, {EPISODES} episodes of {kind}: against the plain loop": {
             "offmarl": ours("qmix_cql", data, EPISODES, **recurrent),
             "peer": plain_qmix_cql(data),
         }
-        for steps, data in ((f"{HORIZON}", table), (f"{SHORTEST} to {HORIZON}", deadly))
+        for kind, data in (
+            (f"{HORIZON} steps", table),
+            (f"{SHORTEST} to {HORIZON} steps with deaths", deadly),
+        )
     }
     with contextlib.suppress(ImportError), contextlib.redirect_stdout(sys.stderr):
         peer = d3rlpy_cql(table)

@@ -15,7 +15,7 @@ BARS = {
     },
     "discrete": {
         "qmix_cql, 32 episodes of 60 steps: against the plain loop, 1 threads": 2,
-        "qmix_cql, 32 episodes of 20 to 60 steps: against the plain loop, 1 threads": 2,
+        "qmix_cql, 32 episodes of 20 to 60 steps with deaths: against the plain loop, 1 threads": 2,
         "cql, 1,024 steps, one network an agent: against d3rlpy's, 1 threads": 4,
         "cql, 1,024 steps, one network for all: against d3rlpy's, 1 threads": 4,
     },

@@ -98,9 +98,8 @@ def collect_dataset(request: CollectRequest, reporter: Reporter) -> Dataset:
     if replayed and request.transitions is None:
         amount = "everything that training saw"
     reporter.say(f"collect {amount} of {spec.id}, {_label(request)}, into {folder}")
-    if not needs_training and (
-        idle := sorted((request.behaviour or {}).keys() - _acting(request, config, spec))
-    ):
+    used = {_noise_setting(config, spec)} if _explores(request) else set()
+    if not needs_training and (idle := sorted((request.behaviour or {}).keys() - used)):
         reporter.say(
             f"nothing is trained for {_label(request)}: behaviour.{', behaviour.'.join(idle)} not used"
         )
@@ -171,7 +170,7 @@ def _copies(spec: EnvSpec) -> int:
 
 
 def _exploration(request: CollectRequest, config: Schedule, spec: EnvSpec) -> dict[str, Any]:
-    if request.policy is None and request.quality == "random":
+    if not _explores(request):
         return {"kind": "uniform"}
     if spec.discrete:
         return {"kind": "epsilon-greedy", "epsilon": config.exploration}
@@ -187,10 +186,9 @@ def _noise(config: Schedule, spec: EnvSpec) -> float:
     return float(getattr(config, _noise_setting(config, spec)))
 
 
-def _acting(request: CollectRequest, config: Schedule, spec: EnvSpec) -> set[str]:
-    """The settings of the behaviour that matter where it is not trained."""
-    explores = request.policy is not None or request.quality != "random"
-    return {_noise_setting(config, spec)} if explores else set()
+def _explores(request: CollectRequest) -> bool:
+    """Whether noise is added to what the policy does: random play is noise already."""
+    return request.policy is not None or request.quality != "random"
 
 
 def _policy(
@@ -206,7 +204,7 @@ def _policy(
     else:
         assert trained is not None
         policy = trained.policy(request.quality, spec, request.device)
-    if _acting(request, config, spec):
+    if _explores(request):
         policy = NoisyPolicy(policy, spec, _noise(config, spec))
     return FreeRiders(policy, spec, request.free_riders) if request.free_riders else policy
 

@@ -1,7 +1,7 @@
 """What networks are shown of windows of episodes, without what teaches nothing: padding, and agents that have died.
 
-Episodes of battles end at very different times and agents before them: of a batch padded to its longest, hardly more
-than half is agents alive.
+Episodes of battles end at very different times and agents before them: of a batch padded to its longest, about half is
+agents alive.
 
 Shapes: G networks, T steps, M rows that a network unrolls, P of their T * M frames that are needed.
 """
