@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 import offmarl
 from offmarl.home import offmarl_home
+from offmarl.native.library import library
 from offmarl.reporter import Progress, Silent
 
 CORE = ("torch", "numpy", "h5py")
@@ -61,6 +62,7 @@ class Diagnosis:
     versions: dict[str, str]
     devices: tuple[str, ...]
     threads: int
+    kernels: str  # who runs perceptrons on the CPU
     home: Home
     extras: tuple[Extra, ...]
     self_test: SelfTest
@@ -83,6 +85,7 @@ def examine(progress: Progress) -> Diagnosis:
         versions=versions,
         devices=("cpu", *(f"cuda:{index} ({name})" for index, name in enumerate(gpus))),
         threads=torch.get_num_threads(),
+        kernels=str(library()),
         home=home_folder(offmarl_home()),
         extras=extras(),
         self_test=self_test(progress),

@@ -153,7 +153,7 @@ class ActorCritic(ObservingLearner):
         action = self.critic_rows(self.inputs.rated(own, states.action), twins)
         q = action.new_empty(action.shape[:3])
         for tile in tiles(critics, *q.shape[1:]):
-            q[tile] = critics.part(tile[0]).forward(seen[tile], action[tile]).output.squeeze(-1)
+            q[tile] = critics.part(tile[0]).outputs(seen[tile], action[tile]).squeeze(-1)
         return q.view(twins, *own.shape[:4])
 
     def first_q(self, states: States, own: Tensor) -> Tensor:

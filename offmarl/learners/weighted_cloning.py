@@ -77,7 +77,7 @@ class WeightedCloning(ObservingLearner):
 
     def q_values(self, critic: StackedMLP, obs: Tensor, action: Tensor) -> Tensor:
         """Q_i of one action a state: [S, N, B, O], [S, N, B, A] -> [S, N, B]."""
-        return critic.forward(self.rows(obs), self.rows(action).unsqueeze(2)).output.view(obs.shape[:3])
+        return critic.outputs(self.rows(obs), self.rows(action).unsqueeze(2)).view(obs.shape[:3])
 
     @staticmethod
     def spread(advantage: Tensor, counted: Tensor) -> Tensor:

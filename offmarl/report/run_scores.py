@@ -22,6 +22,7 @@ BOOKKEEPING = (
     "checkpoint_every",
     "tensorboard",
     "matmul_precision",
+    "kernels",
     "q_limit",
 )  # decide nothing
 ALONG_TRAINING = ("score", "win_rate", "return")  # what `offmarl train --evaluate-every` adds to the metrics

@@ -11,6 +11,7 @@ from offmarl.data.table import Transitions
 from offmarl.data.units import Units
 from offmarl.errors import OffmarlError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
+from offmarl.native.library import Kernels, kernels
 from offmarl.settings import Count, Positive
 from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
@@ -36,6 +37,8 @@ class TrainConfig:
     q_limit: Positive = 1e6
     # PyTorch's precision of float32 products; "auto": the fastest that is as exact as "highest" on this machine.
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    # Who runs perceptrons on a CPU: code compiled for it where there is a compiler ("auto"), or PyTorch's operations.
+    kernels: Kernels = "auto"
 
     def check(self) -> None:
         """Raise `UsageError` for settings that do not fit together."""
@@ -44,6 +47,8 @@ class TrainConfig:
                 f"train.checkpoint_every={self.checkpoint_every} is no multiple of "
                 f"train.log_every={self.log_every}"
             )
+        with kernels(self.kernels):
+            pass
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,9 @@ def train(
     with (
         MetricsLog(run.metrics_path, step, board) as log,
         matmul_precision(config.matmul_precision, learner.device) as precision,
+        kernels(config.kernels) as worker,
     ):
-        run.update(status="running", error=None, steps=step, matmul_precision=precision)
+        run.update(status="running", error=None, steps=step, matmul_precision=precision, kernels=worker)
         batch_size = config.batch_size or USUAL_BATCH[learner.batch_unit]
         while step < config.steps:
             batch = learner.sample(data, batch_size, sampling)

@@ -10,6 +10,8 @@ from offmarl.data.table import Statistics
 from offmarl.errors import DataError, UsageError
 from offmarl.learners import networks
 from offmarl.learners.registry import LEARNERS, make_learner
+from offmarl.native.library import Library, kernels, library
+from offmarl.streams import stream
 
 ALL = [(name, kind) for name, kinds in LEARNERS.items() for kind in kinds if kind != "rendered"]
 
@@ -178,3 +180,21 @@ def test_tiles_do_not_change_the_update(data, monkeypatch, name, share):
     whole, tiled = state(10**9), state(4 * 16 * 99)
     for key in ("critic_optimiser.exp_avg", "policy_optimiser.exp_avg"):
         torch.testing.assert_close(whole[key], tiled[key], atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.skipif(not isinstance(library(), Library), reason=str(library()))
+@pytest.mark.parametrize("name", ["td3bc", "cql", "omar", "icq", "cfcql", "iql", "bc"])
+def test_compiled_or_not_learners_learn_the_same(name, continuous):
+    learners = []
+    for choice in ("torch", "compiled"):
+        with kernels(choice):
+            learner = make_learner(name, continuous.spec, {"hidden": (32, 32)})
+            learner.observe(continuous.statistics())
+            for _ in range(3):
+                metrics = learner.update(continuous.sample(64, [stream(0, "sample")]))
+            learners.append((learner, metrics))
+    (plain, metrics), (compiled, other) = learners
+    for key, value in metrics.items():
+        torch.testing.assert_close(other[key], value, atol=1e-4, rtol=1e-3)
+    for key, value in plain.tensors().items():
+        torch.testing.assert_close(compiled.tensors()[key], value, atol=1e-4, rtol=1e-3)

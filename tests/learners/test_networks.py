@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from offmarl.learners import networks
 from offmarl.learners.networks import StackedMLP, _NarrowLayer, tiles
 from offmarl.learners.optimiser import StackedAdam
+from offmarl.native.library import kernels
 from offmarl.streams import stream
 
 
@@ -57,6 +58,7 @@ def joined(obs, action):
 @pytest.mark.parametrize("actions", [None, 1, 4])
 @pytest.mark.parametrize("hidden", [(8,), (8, 7), (8, 7, 9)])
 @pytest.mark.parametrize("outputs", [1, 3, 20])
+@kernels("torch")
 def test_the_gradient_derived_by_hand_equals_autograds(actions, hidden, outputs):
     network = stacked(sizes=(5, *hidden, outputs))
     if actions is None:
@@ -91,6 +93,7 @@ def test_backward_adds_to_what_is_there():
     torch.testing.assert_close(twice.flat, 2 * once.flat)
 
 
+@kernels("torch")
 def test_tiles_cover_everything_once(monkeypatch):
     network = stacked((2, 3), (5, 8, 1))
     for size in (1, 32, 5 * 8 * 4, 1000, 10_000):

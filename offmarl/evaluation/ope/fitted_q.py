@@ -126,7 +126,7 @@ def fitted_q(
         for step in range(1, config.steps + 1):
             drawn = rows[torch.randint(len(rows), (config.batch_size,), generator=generator).to(device)]
             successor = inputs.of(drawn + 1, with_data[:, drawn + 1])
-            ahead = total(target_critic.forward(successor).output) + offset / scale
+            ahead = total(target_critic.outputs(successor)) + offset / scale
             following = config.gamma * torch.clamp(ahead, lowest[drawn + 1], highest[drawn + 1])
             target = reward[drawn] + (1 - ended[drawn]) * following - offset / scale  # [S, B]
             now = inputs.of(drawn, recorded[:, drawn])  # [L, B, I], the same for every policy
@@ -140,7 +140,7 @@ def fitted_q(
             if progress is not None:
                 progress(step, config.steps)
         first = transitions.episode_start[:-1]
-        standardised = total(target_critic.forward(inputs.of(first, with_data[:, first])).output)
+        standardised = total(target_critic.outputs(inputs.of(first, with_data[:, first])))
         standardised = torch.clamp(standardised + offset / scale, lowest[first], highest[first])
     value = require_finite(standardised.double() * scale)
     return QValues(value[:-1], value[-1], held_out)

@@ -1,0 +1,132 @@
+"""Compile perceptron.c for this machine, once, and load it.
+
+PyTorch's operations go over a batch layer by layer, each from memory to memory; compiled, a block of rows goes through
+all layers while it is in the cache. Numbers are the same but for rounding, and without a compiler nothing is missing
+but speed. What is built lies in the user's own cache folder and not under `$OFFMARL_HOME`, which may be somebody
+else's: it is loaded as code.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from offmarl.atomic import replacing
+from offmarl.errors import UsageError
+
+Kernels = Literal["auto", "compiled", "torch"]
+
+SOURCE = Path(__file__).with_name("perceptron.c")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")  # no -ffast-math: a NaN must stay one
+PATIENCE_SECONDS = 120  # a second is usual
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled functions, and how they came to be."""
+
+    functions: ctypes.CDLL
+    compiler: str
+    lanes: int  # numbers in a vector register
+
+    def __str__(self) -> str:
+        return f"compiled, {self.lanes} numbers at a time ({self.compiler})"
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Why nothing is compiled."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"PyTorch's operations ({self.reason})"
+
+
+@cache
+def library() -> Library | Unavailable:
+    """Build the library, or find it built."""
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return Unavailable("no C compiler found")
+    try:
+        name = (_run([compiler, "--version"]).splitlines() or [compiler])[0].strip()
+        path = cache_folder() / f"perceptron-{_fingerprint(name)}.so"
+        if not path.exists():
+            with replacing(path) as building:
+                _run([compiler, *FLAGS, "-o", str(building), str(SOURCE)])
+        functions = ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        complaint = str(error.stderr).strip().splitlines() or ["no message"]
+        return Unavailable(f"{compiler} failed: {complaint[0]}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Unavailable(str(error))
+    pointer, index = ctypes.c_void_p, ctypes.c_int64
+    functions.forward.argtypes = [pointer] * 6 + [index] * 2
+    functions.backward.argtypes = [pointer] * 8 + [index] * 2
+    return Library(functions, name, int(functions.lanes_of_a_vector()))
+
+
+def cache_folder() -> Path:
+    """Make the folder `offmarl` in `$XDG_CACHE_HOME` (default `~/.cache`). Raises `OSError` where others may write."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "offmarl"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder} can be written to by others, and what lies there is run")
+    return folder
+
+
+def _fingerprint(compiler: str) -> str:
+    """Tell sources, compilers and processors apart: home folders are shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = "\n".join(
+            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        )
+    except OSError:
+        processor = platform.processor()
+    made_of = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), compiler, platform.machine(), processor)
+    return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    ).stdout
+
+
+_chosen: Kernels = "auto"
+
+
+def in_use() -> Library | None:
+    """Give the compiled functions, or None where PyTorch is to do the work."""
+    found = library() if _chosen != "torch" else None
+    return found if isinstance(found, Library) else None
+
+
+@contextmanager
+def kernels(choice: Kernels) -> Iterator[str]:
+    """Choose who runs perceptrons on the CPU for the duration of a block, and say who it is.
+
+    "auto" compiles where it can. Raises `UsageError` where "compiled" is asked for and nothing can be compiled.
+    """
+    global _chosen
+    before = _chosen
+    found = library() if choice != "torch" else None
+    if choice == "compiled" and isinstance(found, Unavailable):
+        raise UsageError(f"nothing can be compiled here ({found.reason}): set train.kernels=auto")
+    _chosen = choice
+    try:
+        yield str(found or "PyTorch's operations")
+    finally:
+        _chosen = before

@@ -1,0 +1,130 @@
+"""Stacks of perceptrons through perceptron.c: tensors in, tensors out.
+
+Shapes: G networks, M states, K actions a state, O observation, A action dimensions, H hidden units.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from offmarl.native.library import Library, in_use
+
+LAYERS_MOST = 8  # as in perceptron.c
+NARROW_MOST = 15  # outputs; a wider last layer is PyTorch's
+WORTH_A_THREAD = 4_000_000  # multiplications; with fewer, handing work over costs more than it saves
+
+
+class Perceptrons:
+    """G networks of `sizes` (inputs, hidden, outputs) whose parameters are the rows of `flat` [G, P]."""
+
+    def __init__(self, library: Library, sizes: Sequence[int], flat: Tensor) -> None:
+        self._functions, self.sizes, self.flat = library.functions, tuple(sizes), flat
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], flat: Tensor) -> "Perceptrons | None":
+        """Take on networks if they are what perceptron.c can run, and if it is to be used."""
+        if flat.device.type != "cpu" or flat.dtype != torch.float32 or flat.stride(1) != 1:
+            return None
+        hidden = sizes[1:-1]
+        if not 1 <= len(hidden) <= LAYERS_MOST or sizes[-1] > NARROW_MOST:
+            return None
+        library = in_use()
+        if library is None or any(width % library.lanes for width in hidden):
+            return None
+        return cls(library, sizes, flat)
+
+    def forward(self, obs: Tensor, action: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """[G, M, O] and [G, M, K, A] -> output [G, M * K, outputs], and activations for `backward` if to be kept."""
+        obs, action = _in_rows(obs), None if action is None else _in_rows(action)
+        G, M, K, _ = shape = _shape(obs, action)
+        output = obs.new_empty(G, M * K, self.sizes[-1])
+        kept = obs.new_empty(G * M * K * sum(self.sizes[1:-1])) if keep else None
+        packed = self._packed(shape, obs, action, self.flat)
+        arguments = (packed, self.flat.data_ptr(), *_pointers(obs, action, kept), output.data_ptr())
+        self._run(self._functions.forward, arguments, G, M * K)
+        return output, kept
+
+    def backward(
+        self,
+        obs: Tensor,
+        action: Tensor | None,
+        kept: Tensor,
+        gradient: Tensor,
+        into: Tensor | None,
+        to_action: Tensor | None,
+    ) -> None:
+        """From dL/doutput [G, M * K, outputs], add dL/dparameters to `into` [G, P]; write dL/daction [G, M, K, A]."""
+        obs, action = _in_rows(obs), None if action is None else _in_rows(action)
+        G, M, K, _ = shape = _shape(obs, action)
+        packed = self._packed(shape, obs, action, self.flat if into is None else into)
+        gradient = gradient.contiguous()
+        arguments = (
+            packed,
+            self.flat.data_ptr(),
+            *_pointers(obs, action, kept, gradient, into, to_action),
+        )
+        self._run(self._functions.backward, arguments, G, M * K)
+
+    def _packed(
+        self, shape: tuple[int, ...], obs: Tensor, action: Tensor | None, gradients: Tensor
+    ) -> ctypes.Array:
+        """Lay out `Shape` of perceptron.c."""
+        G, M, K, A = shape
+        hidden = self.sizes[1:-1]
+        strides = (
+            self.flat.stride(0),
+            gradients.stride(0),
+            obs.stride(0),
+            0 if action is None else action.stride(0),
+        )
+        values = (
+            G,
+            M,
+            K,
+            obs.shape[2],
+            A,
+            *strides,
+            len(hidden),
+            *hidden,
+            *[0] * (LAYERS_MOST - len(hidden)),
+        )
+        return (ctypes.c_int64 * (len(values) + 1))(*values, self.sizes[-1])
+
+    def _run(
+        self, function: Callable[..., int], arguments: Sequence[object], networks: int, rows: int
+    ) -> None:
+        """Give each of PyTorch's threads some of the networks."""
+        work = networks * rows * sum(inputs * outputs for inputs, outputs in pairwise(self.sizes))
+        threads = min(torch.get_num_threads(), networks) if work > WORTH_A_THREAD else 1
+        if threads == 1:
+            failed = function(*arguments, 0, networks)
+        else:
+            bounds = [networks * thread // threads for thread in range(threads + 1)]
+            failed = any(_threads(threads).map(lambda part: function(*arguments, *part), pairwise(bounds)))
+        if failed:
+            raise MemoryError
+
+
+def _in_rows(values: Tensor) -> Tensor:
+    """Let the rows of each network lie one after another, as perceptron.c expects."""
+    return values if values[0].is_contiguous() else values.contiguous()
+
+
+def _shape(obs: Tensor, action: Tensor | None) -> tuple[int, int, int, int]:
+    """Give G, M, K, A."""
+    G, M, _ = obs.shape
+    return (G, M, 1, 0) if action is None else (G, M, *action.shape[2:])
+
+
+def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="offmarl-perceptron")

@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from offmarl.learners import networks
+from offmarl.learners.networks import CompiledPass, StackedMLP, TorchPass, tiles
+from offmarl.native import library as native
+from offmarl.native import perceptron
+from offmarl.native.library import Library, kernels, library
+from offmarl.streams import stream
+
+pytestmark = pytest.mark.skipif(not isinstance(library(), Library), reason=str(library()))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def stacked(sizes, copies=6):
+    generators = [stream(seed, "net") for seed in range(copies)]
+    return StackedMLP.initialised((copies,), 0, sizes, generators, torch.device("cpu"))
+
+
+def both(network, obs, action, gradient):
+    """Output, dL/dparameters and dL/daction by either."""
+    answers = []
+    for choice, kind in (("torch", TorchPass), ("compiled", CompiledPass)):
+        with kernels(choice):
+            into = network.like(torch.zeros_like(network.flat))
+            forward = network.forward(obs, action)
+            assert type(forward) is kind
+            shaped = gradient.view_as(forward.output)
+            forward.backward(shaped, into)
+            to_action = None if action is None else network.forward(obs, action).to_action(shaped)
+            answers.append((forward.output, network.outputs(obs, action), into.flat, to_action))
+    return answers
+
+
+# States and actions around the 192 rows of a block, widths around the panel of 64 columns.
+@pytest.mark.parametrize(("states", "actions"), [(1, None), (401, None), (193, 1), (50, 11), (3, 200)])
+@pytest.mark.parametrize("hidden", [(16,), (64, 64), (48, 80, 32), (256, 144)])
+@pytest.mark.parametrize("outputs", [1, 2, 15])
+def test_compiled_perceptrons_equal_pytorchs(states, actions, hidden, outputs):
+    network = stacked((7, *hidden, outputs), copies=2)
+    obs = torch.randn(2, states, 7 if actions is None else 4)
+    action = None if actions is None else torch.rand(2, states, actions, 3)
+    gradient = torch.randn(2, states * (actions or 1) * outputs)
+    plain, compiled = both(network, obs, action, gradient)
+    for one, other in zip(plain, compiled, strict=True):
+        if one is not None:
+            torch.testing.assert_close(other, one, atol=1e-5 * max(1.0, float(one.abs().max())), rtol=1e-5)
+
+
+def test_threads_and_strided_tiles_change_nothing(threads, monkeypatch):
+    network = stacked((24, 64, 64, 1))
+    obs, action, gradient = torch.randn(6, 100, 22), torch.rand(6, 100, 11, 2), torch.randn(6, 100, 11, 1)
+    monkeypatch.setattr(perceptron, "WORTH_A_THREAD", 0)
+    answers = {}
+    for count, size in ((1, 1 << 30), (1, 50_000), (2, 50_000), (4, 50_000), (7, 1 << 30)):
+        threads(count)
+        monkeypatch.setattr(networks, "COMPILED_TILE_BYTES", size)
+        into, q = network.like(torch.zeros_like(network.flat)), torch.empty(6, 100, 11, 1)
+        with kernels("compiled"):
+            for tile in tiles(network, 100, 11):
+                forward = network.part(tile[0]).forward(obs[tile], action[tile])
+                q[tile] = forward.output
+                forward.backward(gradient[tile], into.part(tile[0]))
+        answers[count, size] = q, into.flat
+    q, slopes = answers.pop((1, 1 << 30))
+    for other_q, other_slopes in answers.values():
+        assert torch.equal(other_q, q)  # a row does not depend on which others are near it
+        torch.testing.assert_close(other_slopes, slopes, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("together", [1, 2, 6])
+def test_tiles_cover_everything_once(threads, together, monkeypatch):
+    network = stacked((5, 16, 1))
+    threads(together)
+    for size in (1, 500, 5_000, 50_000):
+        monkeypatch.setattr(networks, "COMPILED_TILE_BYTES", size)
+        seen = torch.zeros(6, 7)
+        with kernels("compiled"):
+            for tile in tiles(network, 7, 5):
+                seen[tile] += 1
+        assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("where", ["weight", "obs", "gradient"])
+def test_a_nan_is_not_swallowed(where):
+    network = stacked((5, 16, 16, 1), copies=1)
+    obs, gradient = torch.randn(1, 8, 5), torch.ones(1, 8, 1)
+    if where == "weight":
+        network.weights[0].detach()[0, 0, 0] = torch.nan
+    elif where == "obs":
+        obs[0, 3, 2] = torch.nan
+    else:
+        gradient[0, 3] = torch.nan
+    with kernels("compiled"):
+        into = network.like(torch.zeros_like(network.flat))
+        forward = network.forward(obs)
+        forward.backward(gradient, into)
+    assert into.flat.isnan().any()
+    assert forward.output.isnan().any() == (where != "gradient")
+
+
+def test_what_is_not_compiled_is_left_to_pytorch():
+    with kernels("compiled"):
+        for sizes in ((5, 17, 1), (5, 16, 16)):  # an odd width, a wide output
+            assert type(stacked(sizes).forward(torch.randn(6, 3, 5))) is TorchPass
+        double = stacked((5, 16, 1))
+        double = double.like(double.flat.double())
+        assert type(double.forward(torch.randn(6, 3, 5, dtype=torch.float64))) is TorchPass
+
+
+def test_the_choice_ends_with_its_block():
+    with kernels("torch") as worker:
+        assert worker == "PyTorch's operations"
+        assert native.in_use() is None
+        with kernels("compiled"):
+            assert native.in_use() is library()
+        assert native.in_use() is None
+    assert native.in_use() is library()
