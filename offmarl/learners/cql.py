@@ -13,6 +13,7 @@ from offmarl.data.episodes import EpisodeBatch
 from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
 from offmarl.learners.base import Metrics
 from offmarl.learners.critics import States
+from offmarl.learners.softmax import softmax
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 from offmarl.settings import Count, Fraction, Natural, NonNegative, Positive
 
@@ -53,7 +54,7 @@ class CQL(ActorCritic):
         """The soft maximum's gradient is the softmax."""
         (log_density,) = drawn
         q_sampled, q_data = q[..., :-1], q[..., -1]
-        soft = torch.softmax(q_sampled / self.config.temperature - log_density, dim=-1)
+        soft = softmax(q_sampled / self.config.temperature - log_density)
         to_data = 2 * (q_data - td_target) - self.config.alpha
         return torch.cat([self.config.alpha * soft, to_data.unsqueeze(-1)], dim=-1)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from offmarl.learners.base import Metrics
 from offmarl.learners.cql import CQL, CQLConfig
 from offmarl.learners.critics import States
+from offmarl.learners.softmax import softmax
 from offmarl.settings import Count, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -69,7 +70,7 @@ class OMAR(CQL):
     @staticmethod
     def refitted(sampled: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of samples [..., K, A] weighted by softmax Q [..., K]: [..., 1, A] (eq. 5)."""
-        weight = torch.softmax(q, dim=-1).unsqueeze(-1)
+        weight = softmax(q).unsqueeze(-1)
         mean = (weight * sampled).sum(-2, keepdim=True)
         variance = (weight * (sampled - mean).square()).sum(-2, keepdim=True)
         return mean, variance.sqrt().clamp_(min=NARROWEST)
