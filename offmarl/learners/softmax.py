@@ -11,6 +11,6 @@ FEW = 15
 
 def softmax(values: Tensor) -> Tensor:
     """Give `torch.softmax(values, dim=-1)`, sooner where the last axis is short: [..., M, K] -> [..., M, K]."""
-    if values.device.type != "cpu" or values.shape[-1] > FEW:
+    if values.device.type != "cpu" or values.dim() < 2 or values.shape[-1] > FEW:
         return torch.softmax(values, dim=-1)
     return torch.softmax(values.mT.contiguous(), dim=-2).mT

@@ -4,7 +4,7 @@ import torch
 from offmarl.learners.softmax import FEW, softmax
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (2, 3, 5, 11), (4, FEW), (4, FEW + 1)])
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (7, 3), (2, 3, 5, 11), (4, FEW), (4, FEW + 1)])
 def test_it_is_pytorchs(shape):
     values = torch.randn(shape) * 10
     torch.testing.assert_close(softmax(values), torch.softmax(values, -1))
