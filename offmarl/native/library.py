@@ -55,6 +55,8 @@ class Unavailable:
 @cache
 def library() -> Library | Unavailable:
     """Build the library, or find it built."""
+    if os.name != "posix":
+        return Unavailable("nothing is compiled on this operating system")
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return Unavailable("no C compiler found")
@@ -68,7 +70,7 @@ def library() -> Library | Unavailable:
     except subprocess.CalledProcessError as error:
         complaint = str(error.stderr).strip().splitlines() or ["no message"]
         return Unavailable(f"{compiler} failed: {complaint[0]}")
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # RuntimeError: no home folder
         return Unavailable(str(error))
     pointer, index = ctypes.c_void_p, ctypes.c_int64
     functions.forward.argtypes = [pointer] * 6 + [index] * 2

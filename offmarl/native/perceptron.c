@@ -1,7 +1,7 @@
 /* Forward and backward pass of a stack of ReLU perceptrons, a block of rows through all layers at a time.
  *
  * The same numbers as networks.py (StackedMLP.forward, Pass.backward) but for rounding; compiled for the machine
- * at hand when first used (compiled/__init__.py). A block is small enough for its activations to stay in the
+ * at hand when first used (library.py). A block is small enough for its activations to stay in the
  * second-level cache, and a product keeps a tile of its result in registers.
  *
  * Letters as in networks.py: G networks, M states, K actions a state, O observation, A action dimensions, H hidden
@@ -110,7 +110,7 @@ static long packed_size(long depth, long width) { return (width + PANEL - 1) / P
 
 /* ---- networks */
 
-/* What Python passes as int64: see `Shape` in compiled/__init__.py. */
+/* What perceptron.py passes, in this order (Perceptrons._packed). */
 typedef struct {
     int64_t G, M, K, O, A;
     int64_t parameters, gradients; /* floats from one network's parameters, or gradients, to the next one's */

@@ -39,9 +39,12 @@ class Perceptrons:
         return cls(library, sizes, flat)
 
     def forward(self, obs: Tensor, action: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """[G, M, O] and [G, M, K, A] -> output [G, M * K, outputs], and activations for `backward` if to be kept."""
+        """[G, M, O] and [G, M, K, A] -> output [G, M * K, outputs], and activations for `backward` if to be kept.
+
+        Raises `ValueError` for values of other shapes, types or devices than the networks'.
+        """
+        G, M, K, _ = shape = self._shape(obs, action)
         obs, action = _in_rows(obs), None if action is None else _in_rows(action)
-        G, M, K, _ = shape = _shape(obs, action)
         output = obs.new_empty(G, M * K, self.sizes[-1])
         kept = obs.new_empty(G * M * K * sum(self.sizes[1:-1])) if keep else None
         packed = self._packed(shape, obs, action, self.flat)
@@ -59,8 +62,9 @@ class Perceptrons:
         to_action: Tensor | None,
     ) -> None:
         """From dL/doutput [G, M * K, outputs], add dL/dparameters to `into` [G, P]; write dL/daction [G, M, K, A]."""
+        G, M, K, _ = shape = self._shape(obs, action)
+        self._check("gradient", gradient, gradient.numel() == G * M * K * self.sizes[-1])
         obs, action = _in_rows(obs), None if action is None else _in_rows(action)
-        G, M, K, _ = shape = _shape(obs, action)
         packed = self._packed(shape, obs, action, self.flat if into is None else into)
         gradient = gradient.contiguous()
         arguments = (
@@ -69,6 +73,22 @@ class Perceptrons:
             *_pointers(obs, action, kept, gradient, into, to_action),
         )
         self._run(self._functions.backward, arguments, G, M * K)
+
+    def _shape(self, obs: Tensor, action: Tensor | None) -> tuple[int, int, int, int]:
+        """Give G, M, K, A. C would read beyond what is there, so all of it is checked here."""
+        G, M, width = obs.shape
+        K, A = (1, 0) if action is None else action.shape[2:]
+        self._check("obs", obs, len(self.flat) == G and width + A == self.sizes[0])
+        if action is not None:
+            self._check("action", action, action.shape[:2] == (G, M))
+        return G, M, K, A
+
+    def _check(self, name: str, values: Tensor, fits: bool) -> None:
+        if not fits or values.dtype != torch.float32 or values.device.type != "cpu":
+            raise ValueError(
+                f"{name} {tuple(values.shape)} of {values.dtype} on {values.device} does not fit {len(self.flat)} "
+                f"float32 perceptrons of sizes {self.sizes} on the CPU"
+            )
 
     def _packed(
         self, shape: tuple[int, ...], obs: Tensor, action: Tensor | None, gradients: Tensor
@@ -113,12 +133,6 @@ class Perceptrons:
 def _in_rows(values: Tensor) -> Tensor:
     """Let the rows of each network lie one after another, as perceptron.c expects."""
     return values if values[0].is_contiguous() else values.contiguous()
-
-
-def _shape(obs: Tensor, action: Tensor | None) -> tuple[int, int, int, int]:
-    """Give G, M, K, A."""
-    G, M, _ = obs.shape
-    return (G, M, 1, 0) if action is None else (G, M, *action.shape[2:])
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:

@@ -43,15 +43,19 @@ def both(network, obs, action, gradient):
 @pytest.mark.parametrize("hidden", [(16,), (64, 64), (48, 80, 32), (256, 144)])
 @pytest.mark.parametrize("outputs", [1, 2, 15])
 def test_compiled_perceptrons_equal_pytorchs(states, actions, hidden, outputs):
-    torch.manual_seed(0)  # a number that rounds to either side of a ReLU's bend would have either slope
+    def eighths(*shape):
+        return torch.randint(-3, 4, shape) / 8
+
+    # Multiples of eighths are added up without rounding, so that no order of additions puts a number to the other
+    # side of a ReLU's bend, where it would have another slope.
     network = stacked((7, *hidden, outputs), copies=2)
-    obs = torch.randn(2, states, 7 if actions is None else 4)
-    action = None if actions is None else torch.rand(2, states, actions, 3)
-    gradient = torch.randn(2, states * (actions or 1) * outputs)
+    network.flat.copy_(eighths(*network.flat.shape))
+    obs = eighths(2, states, 7 if actions is None else 4)
+    action = None if actions is None else eighths(2, states, actions, 3)
+    gradient = eighths(2, states * (actions or 1) * outputs)
     plain, compiled = both(network, obs, action, gradient)
     for one, other in zip(plain, compiled, strict=True):
-        if one is not None:
-            torch.testing.assert_close(other, one, atol=1e-5 * max(1.0, float(one.abs().max())), rtol=1e-5)
+        torch.testing.assert_close(other, one, atol=0, rtol=1e-6)
 
 
 def test_threads_and_strided_tiles_change_nothing(threads, monkeypatch):
@@ -113,6 +117,24 @@ def test_what_is_not_compiled_is_left_to_pytorch():
         double = stacked((5, 16, 1))
         double = double.like(double.flat.double())
         assert type(double.forward(torch.randn(6, 3, 5, dtype=torch.float64))) is TorchPass
+
+
+def test_what_does_not_fit_is_refused_before_c_reads_it():
+    network = stacked((7, 16, 1))
+    obs, action = torch.randn(6, 5, 4), torch.rand(6, 5, 2, 3)
+    with kernels("compiled"):
+        for wrong in (
+            (obs[:5], action[:5]),
+            (obs[..., :3], action),
+            (obs, action[:, :4]),
+            (obs.double(), action),
+            (obs, action.double()),
+        ):
+            with pytest.raises(ValueError, match=r"does not fit 6 float32 perceptrons of sizes \(7, 16, 1\)"):
+                network.forward(*wrong)
+        forward = network.forward(obs, action)
+        with pytest.raises(ValueError, match="gradient"):
+            forward.backward(torch.ones(6, 5, 1, 1), network.like(torch.zeros_like(network.flat)))
 
 
 def test_the_choice_ends_with_its_block():
