@@ -4,7 +4,8 @@
 
 The papers' setting: 3 agents, observations of 22, actions of 2, two hidden layers of 64, batches of 1,024, 10
 sampled actions a state; and a wide one with two layers of 256 and batches of 256. A ratio above 1 means that
-offmarl is faster. All sides take turns, and medians are compared.
+offmarl is faster. All sides take turns, and medians are compared. They multiply matrices with the same precision flag,
+but for "as it comes": without any.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch.nn import functional as F
 
 from offmarl.data.table import Transitions
 from offmarl.learners.registry import make_learner
+from offmarl.native.library import kernels
 from offmarl.streams import stream
 from offmarl.training.loop import TrainConfig
 from offmarl.training.memory import keep_freed_memory
@@ -302,6 +305,21 @@ def d3rlpy_peer(name: str, table: Transitions, setting: Setting, samples: int = 
 # ---- measuring
 
 
+def within(block: Callable[[], AbstractContextManager[object]], update: Update) -> Update:
+    """Make each update inside a `with` block of its own."""
+
+    def inside() -> None:
+        with block():
+            update()
+
+    return inside
+
+
+def default_precision() -> AbstractContextManager[object]:
+    """Multiply matrices as PyTorch does when nobody asks for anything else."""
+    return matmul_precision("highest", torch.device("cpu"))
+
+
 def in_turns(sides: dict[str, Update], rounds: int) -> dict[str, float]:
     """Median milliseconds an update of each side; the fast side runs four times a turn.
 
@@ -327,6 +345,8 @@ def measure(table: Transitions, threads: int, rounds: int, names: Sequence[str])
     for setting in SETTINGS:
         for name in names:
             sides = {"offmarl": ours(name, table, setting), "plain loop": plain(name, table, setting)}
+            sides["plain loop as it comes"] = within(default_precision, plain(name, table, setting))
+            sides["offmarl uncompiled"] = within(lambda: kernels("torch"), ours(name, table, setting))
             with contextlib.suppress(ImportError), contextlib.redirect_stdout(sys.stderr):
                 if name in D3RLPY:
                     sides["d3rlpy"] = d3rlpy_peer(name, table, setting)  # it logs to stdout
