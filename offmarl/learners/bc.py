@@ -16,6 +16,7 @@ from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Metrics, ObservingConfig, ObservingLearner
 from offmarl.learners.discrete import DiscreteConfig, DiscreteLearner
 from offmarl.learners.optimiser import StackedAdam
+from offmarl.learners.softmax import log_softmax
 
 
 @dataclass
@@ -91,7 +92,7 @@ class DiscreteBC(DiscreteLearner):
     def error(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """-log π(recorded choice), and whether it is the likeliest: [S, B, T, N] each."""
         logits = self.masked(self.run(self.policy, self.inputs(batch)[:-1]), batch.legal_now)
-        likelihood = torch.log_softmax(logits, dim=-1).gather(-1, batch.action.unsqueeze(-1))
+        likelihood = log_softmax(logits).gather(-1, batch.action.unsqueeze(-1))
         return -likelihood.squeeze(-1), logits.argmax(-1) == batch.action
 
     def update(self, batch: EpisodeBatch) -> Metrics:

@@ -23,6 +23,7 @@ from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Metrics
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.qmix_cql import TeamValue, TeamValueConfig
+from offmarl.learners.softmax import log_softmax
 
 
 @dataclass
@@ -64,7 +65,7 @@ class DiscreteCFCQL(TeamValue):
     @torch.no_grad()
     def divergence(self, q: Tensor, logits: Tensor) -> Tensor:
         """KL(μ_i, β_i) [S, B, T, N] of μ_i ∝ exp Q_tot(s, ·, a_-i) from β: of masked q and logits [S, B, T, N, K]."""
-        mu, beta = torch.log_softmax(q, dim=-1), torch.log_softmax(logits, dim=-1)
+        mu, beta = log_softmax(q), log_softmax(logits)
         return (mu.exp() * (mu - beta)).sum(-1)
 
     @torch.no_grad()

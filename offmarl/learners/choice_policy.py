@@ -5,7 +5,6 @@ Shapes: S seeds, B windows, T time, N agents, K choices.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from offmarl.data.episodes import EpisodeBatch
@@ -13,6 +12,7 @@ from offmarl.learners.base import Metrics
 from offmarl.learners.discrete import DiscreteLearner
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.learners.packing import PackedFrames
+from offmarl.learners.softmax import log_softmax
 
 
 class ChoicePolicy:
@@ -36,7 +36,7 @@ class ChoicePolicy:
     @staticmethod
     def log_likelihood(logits: Tensor, action: Tensor) -> Tensor:
         """Log π of choices: [S, B, T, N, K], [S, B, T, N] -> [S, B, T, N]."""
-        return torch.log_softmax(logits, dim=-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return log_softmax(logits).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def clone(self, logits: Tensor, batch: EpisodeBatch, weight: Tensor) -> Metrics:
         """One step down E[-ρ log π(a | o)] of the data's choices, weighted by ρ [S, B, T, N]."""

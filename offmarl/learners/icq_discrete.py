@@ -32,6 +32,7 @@ from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.icq import ICQ
 from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import minimise
+from offmarl.learners.softmax import softmax
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 from offmarl.settings import Count, Discount, Positive
 
@@ -132,7 +133,7 @@ class DiscreteICQ(ValueBased):
 
     def advantage(self, q: Tensor, logits: Tensor, action: Tensor) -> Tensor:
         """A_i = Q_i(o_i, a_i) - Σ_a π_i(a | o_i) Q_i(o_i, a): [S, B, T, N, K] twice, [S, B, T, N] -> [S, B, T, N]."""
-        return self.q_of(q, action) - (torch.softmax(logits, dim=-1) * q).sum(-1)
+        return self.q_of(q, action) - (softmax(logits) * q).sum(-1)
 
     def policy_weight(self, advantage: Tensor, batch: EpisodeBatch) -> Tensor:
         """ρ_i of the advantages [S, B, T, N], in units of their standard deviation over the batch."""

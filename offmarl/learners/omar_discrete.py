@@ -28,6 +28,7 @@ from offmarl.learners.base import Metrics
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.cql import DiscreteCQL, DiscreteCQLConfig
 from offmarl.learners.omar import Share
+from offmarl.learners.softmax import softmax
 
 
 @dataclass
@@ -61,7 +62,7 @@ class DiscreteOMAR(DiscreteCQL):
         count = legal.sum(-1).clamp(min=1)
         centred = torch.where(legal, q - (q * legal).sum(-1, keepdim=True) / count.unsqueeze(-1), 0.0)
         spread = self.average(centred.square().sum(-1) / count, batch).sqrt().clamp(min=1e-6)  # [S, 1 or N]
-        return -(torch.softmax(logits, dim=-1) * centred).sum(-1) / spread[:, None, None]
+        return -(softmax(logits) * centred).sum(-1) / spread[:, None, None]
 
     def rectifying(self, logits: Tensor, q: Tensor, batch: EpisodeBatch) -> Tensor:
         """-log π(â | o), [S, B, T, N]."""

@@ -1,4 +1,6 @@
-"""The softmax over a few numbers in each of many rows."""
+"""Softmax and its logarithm over a few numbers in each of many rows."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +12,16 @@ FEW = 15
 
 
 def softmax(values: Tensor) -> Tensor:
-    """Give `torch.softmax(values, dim=-1)`, sooner where the last axis is short: [..., M, K] -> [..., M, K]."""
+    """Give `torch.softmax(values, dim=-1)`, sooner where the last axis is short."""
+    return _over_last_axis(torch.softmax, values)
+
+
+def log_softmax(values: Tensor) -> Tensor:
+    """Give `torch.log_softmax(values, dim=-1)`, sooner where the last axis is short."""
+    return _over_last_axis(torch.log_softmax, values)
+
+
+def _over_last_axis(function: Callable[..., Tensor], values: Tensor) -> Tensor:
     if values.device.type != "cpu" or values.dim() < 2 or values.shape[-1] > FEW:
-        return torch.softmax(values, dim=-1)
-    return torch.softmax(values.mT.contiguous(), dim=-2).mT
+        return function(values, dim=-1)
+    return function(values.mT.contiguous(), dim=-2).mT
