@@ -27,7 +27,7 @@ def doctor(as_json: Json = False) -> None:
             ["versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())],
             ["devices", ", ".join(found.devices)],
             ["threads", f"{found.threads} of {cores()} cores (OMP_NUM_THREADS sets them)"],
-            ["perceptrons", found.kernels],
+            ["networks", found.kernels],
             ["home", f"{home.folder} ({'writable' if home.writable else 'NOT writable'})"],
             ["free disk", f"{home.free_gib:.1f} GiB"],
             ["self-test", f"{'FAILED' if test.problem else 'passed'} in {test.seconds:.1f} s"],

@@ -62,7 +62,7 @@ class Diagnosis:
     versions: dict[str, str]
     devices: tuple[str, ...]
     threads: int
-    kernels: str  # who runs perceptrons on the CPU
+    kernels: str  # who runs networks on the CPU
     home: Home
     extras: tuple[Extra, ...]
     self_test: SelfTest

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from offmarl.learners.networks import Stacked
+from offmarl.native.recurrent import Gates, Recurrence
 
 sigmoid_backward, tanh_backward = (
     torch.ops.aten.sigmoid_backward.grad_input,
@@ -86,57 +87,90 @@ class _Recurrence(torch.autograd.Function):
         """[G, P, I] and first memory [G, M, H] -> [G, P, H]; weights [G, I, 3H], [G, H, 3H], biases [G, 1, 3H]."""
         H = start.shape[2]
         given, bias = of_input.split(H, 2), input_bias.split(H, 2)
-        recalled, own_bias = [gate.contiguous() for gate in of_memory.split(H, 2)], memory_bias.split(H, 2)
+        own_bias = memory_bias.split(H, 2)
         # What the input contributes does not wait for the recurrence: all steps in one product.
         reset, update = (torch.baddbmm(bias[k] + own_bias[k], features, given[k]) for k in (0, 1))
         new = torch.baddbmm(bias[2], features, given[2])
         own, hidden = torch.empty_like(new), torch.empty_like(new)
-        before = start
-        for r, z, n, o, after in _steps(counts, reset, update, new, own, hidden):
-            before = before[:, : r.shape[1]]
-            r.baddbmm_(before, recalled[0]).sigmoid_()
-            z.baddbmm_(before, recalled[1]).sigmoid_()
-            torch.baddbmm(own_bias[2], before, recalled[2], out=o)
-            n.addcmul_(r, o)
-            n.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which as such takes four times as long
-            before = torch.lerp(n, before, z, out=after)
-        ctx.save_for_backward(features, start, of_input, of_memory, reset, update, new, own, hidden)
+        start = start.contiguous()
+        gates, compiled = Gates(reset, update, new, own), Recurrence.of(of_memory, counts)
+        if compiled is None:
+            _unroll(of_memory, memory_bias, start, counts, gates, hidden)
+        else:
+            compiled.forward(memory_bias, start, gates, hidden)
+        ctx.save_for_backward(features, start, of_input, of_memory, *gates, hidden)
         ctx.counts = counts  # type: ignore[attr-defined]
         return hidden
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """From dL/dh_t [G, P, H] to the gradients of what `forward` was given."""
-        features, start, of_input, of_memory, *gates, own, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
-        counts = ctx.counts  # type: ignore[attr-defined]
+        features, start, of_input, of_memory, *saved, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
+        counts, gates = ctx.counts, Gates(*saved)  # type: ignore[attr-defined]
         H = start.shape[2]
         before = [h[:, :count] for h, count in zip((start, *hidden.split(counts, 1)), counts, strict=False)]
-        recalled = [gate.mT.contiguous() for gate in of_memory.split(H, 2)]
-        to_reset, to_update, to_new, to_own = (torch.empty_like(own) for _ in range(4))
-        steps = _steps(counts, gradient, *gates, own, to_reset, to_update, to_new, to_own)
-        later = gradient[:, :0]  # what reaches h_t from the steps after it
-        for h, (here, r, z, n, o, dr, dz, dn, do) in zip(reversed(before), reversed(steps), strict=True):
-            here = here.clone()
-            here[:, : later.shape[1]] += later
-            later = here * z
-            tanh_backward(here - later, n, grad_input=dn)
-            torch.mul(dn, r, out=do)
-            sigmoid_backward(dn * o, r, grad_input=dr)
-            sigmoid_backward(torch.sub(h, n).mul_(here), z, grad_input=dz)
-            later.baddbmm_(dr, recalled[0]).baddbmm_(dz, recalled[1]).baddbmm_(do, recalled[2])
+        slopes, to_start = Gates(*(torch.empty_like(hidden) for _ in gates)), torch.empty_like(start)
+        compiled = Recurrence.of(of_memory, counts)
+        if compiled is None:
+            _unroll_back(of_memory, counts, before, gates, gradient, slopes, to_start)
+        else:
+            compiled.backward(start, gates, hidden, gradient.contiguous(), slopes, to_start)
         previous, given = torch.cat(before, 1).mT, [gate.mT for gate in of_input.split(H, 2)]
-        to_input = (to_reset, to_update, to_new)  # the reset gate is not between the input and n
-        to_memory = (to_reset, to_update, to_own)
-        to_features = torch.bmm(to_reset, given[0]).baddbmm_(to_update, given[1]).baddbmm_(to_new, given[2])
+        to_input = (slopes.reset, slopes.update, slopes.new)  # the reset gate is not between the input and n
+        to_memory = (slopes.reset, slopes.update, slopes.own)
+        to_features = torch.bmm(slopes.reset, given[0])
+        to_features.baddbmm_(slopes.update, given[1]).baddbmm_(slopes.new, given[2])
         return (
             to_features,
-            later,
+            to_start,
             torch.cat([torch.bmm(features.mT, gate) for gate in to_input], 2),
             torch.cat([gate.sum(1, keepdim=True) for gate in to_input], 2),
             torch.cat([torch.bmm(previous, gate) for gate in to_memory], 2),
             torch.cat([gate.sum(1, keepdim=True) for gate in to_memory], 2),
             None,
         )
+
+
+def _unroll(
+    of_memory: Tensor, memory_bias: Tensor, start: Tensor, counts: Sequence[int], gates: Gates, hidden: Tensor
+) -> None:
+    """As `Recurrence.forward`, by PyTorch's operations, on any device."""
+    H = start.shape[2]
+    recalled, own_bias = [gate.contiguous() for gate in of_memory.split(H, 2)], memory_bias.split(H, 2)
+    before = start
+    for r, z, n, o, after in _steps(counts, *gates, hidden):
+        before = before[:, : r.shape[1]]
+        r.baddbmm_(before, recalled[0]).sigmoid_()
+        z.baddbmm_(before, recalled[1]).sigmoid_()
+        torch.baddbmm(own_bias[2], before, recalled[2], out=o)
+        n.addcmul_(r, o)
+        n.mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, which as such takes four times as long
+        before = torch.lerp(n, before, z, out=after)
+
+
+def _unroll_back(
+    of_memory: Tensor,
+    counts: Sequence[int],
+    before: Sequence[Tensor],
+    gates: Gates,
+    gradient: Tensor,
+    slopes: Gates,
+    to_start: Tensor,
+) -> None:
+    """As `Recurrence.backward`, by PyTorch's operations; `before`: what each step was given, [G, M, H] or fewer."""
+    recalled = [gate.mT.contiguous() for gate in of_memory.split(to_start.shape[2], 2)]
+    steps = _steps(counts, gradient, *gates, *slopes)
+    later = gradient[:, :0]  # what reaches h_t from the steps after it
+    for h, (here, r, z, n, o, dr, dz, dn, do) in zip(reversed(before), reversed(steps), strict=True):
+        here = here.clone()
+        here[:, : later.shape[1]] += later
+        later = here * z
+        tanh_backward(here - later, n, grad_input=dn)
+        torch.mul(dn, r, out=do)
+        sigmoid_backward(dn * o, r, grad_input=dr)
+        sigmoid_backward(torch.sub(h, n).mul_(here), z, grad_input=dz)
+        later.baddbmm_(dr, recalled[0]).baddbmm_(dz, recalled[1]).baddbmm_(do, recalled[2])
+    to_start.copy_(later)
 
 
 def _steps(counts: Sequence[int], *blocks: Tensor) -> list[tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""Compile perceptron.c for this machine, once, and load it.
+"""Compile the C sources beside this file for this machine, once, and load them.
 
 PyTorch's operations go over a batch layer by layer, each from memory to memory; compiled, a block of rows goes through
 all layers while it is in the cache. Numbers are the same but for rounding, and without a compiler nothing is missing
@@ -25,7 +25,8 @@ from offmarl.errors import UsageError
 
 Kernels = Literal["auto", "compiled", "torch"]
 
-SOURCE = Path(__file__).with_name("perceptron.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("perceptron.c", "recurrent.c")]
+HEADERS = [Path(__file__).with_name("product.h")]
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")  # no -ffast-math: a NaN must stay one
 PATIENCE_SECONDS = 120  # a second is usual
 
@@ -62,10 +63,10 @@ def library() -> Library | Unavailable:
         return Unavailable("no C compiler found")
     try:
         name = (_run([compiler, "--version"]).splitlines() or [compiler])[0].strip()
-        path = cache_folder() / f"perceptron-{_fingerprint(name)}.so"
+        path = cache_folder() / f"networks-{_fingerprint(name)}.so"
         if not path.exists():
             with replacing(path) as building:
-                _run([compiler, *FLAGS, "-o", str(building), str(SOURCE)])
+                _run([compiler, *FLAGS, "-o", str(building), *map(str, SOURCES)])
         functions = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         complaint = str(error.stderr).strip().splitlines() or ["no message"]
@@ -75,6 +76,8 @@ def library() -> Library | Unavailable:
     pointer, index = ctypes.c_void_p, ctypes.c_int64
     functions.forward.argtypes = [pointer] * 6 + [index] * 2
     functions.backward.argtypes = [pointer] * 8 + [index] * 2
+    functions.gru_forward.argtypes = [pointer] * 10 + [index] * 2
+    functions.gru_backward.argtypes = [pointer] * 15 + [index] * 2
     return Library(functions, name, int(functions.lanes_of_a_vector()))
 
 
@@ -97,7 +100,8 @@ def _fingerprint(compiler: str) -> str:
         )
     except OSError:
         processor = platform.processor()
-    made_of = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), compiler, platform.machine(), processor)
+    sources = [path.read_text(encoding="utf-8") for path in (*SOURCES, *HEADERS)]
+    made_of = (*sources, " ".join(FLAGS), compiler, platform.machine(), processor)
     return hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
 
 
@@ -118,7 +122,7 @@ def in_use() -> Library | None:
 
 @contextmanager
 def kernels(choice: Kernels) -> Iterator[str]:
-    """Choose who runs perceptrons on the CPU for the duration of a block, and say who it is.
+    """Choose who runs networks on the CPU for the duration of a block, and say who it is.
 
     "auto" compiles where it can. Raises `UsageError` where "compiled" is asked for and nothing can be compiled.
     """

@@ -5,18 +5,16 @@ Shapes: G networks, M states, K actions a state, O observation, A action dimensi
 
 import ctypes
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from offmarl.native.library import Library, in_use
+from offmarl.native.threads import share_out
 
 LAYERS_MOST = 8  # as in perceptron.c
 NARROW_MOST = 15  # outputs; a wider last layer is PyTorch's
-WORTH_A_THREAD = 4_000_000  # multiplications; with fewer, handing work over costs more than it saves
 
 
 class Perceptrons:
@@ -118,16 +116,8 @@ class Perceptrons:
     def _run(
         self, function: Callable[..., int], arguments: Sequence[object], networks: int, rows: int
     ) -> None:
-        """Give each of PyTorch's threads some of the networks."""
         work = networks * rows * sum(inputs * outputs for inputs, outputs in pairwise(self.sizes))
-        threads = min(torch.get_num_threads(), networks) if work > WORTH_A_THREAD else 1
-        if threads == 1:
-            failed = function(*arguments, 0, networks)
-        else:
-            bounds = [networks * thread // threads for thread in range(threads + 1)]
-            failed = any(_threads(threads).map(lambda part: function(*arguments, *part), pairwise(bounds)))
-        if failed:
-            raise MemoryError
+        share_out(function, arguments, networks, work)
 
 
 def _in_rows(values: Tensor) -> Tensor:
@@ -137,8 +127,3 @@ def _in_rows(values: Tensor) -> Tensor:
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="offmarl-perceptron")

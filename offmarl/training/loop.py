@@ -37,7 +37,7 @@ class TrainConfig:
     q_limit: Positive = 1e6
     # PyTorch's precision of float32 products; "auto": the fastest that is as exact as "highest" on this machine.
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
-    # Who runs perceptrons on a CPU: code compiled for it where there is a compiler ("auto"), or PyTorch's operations.
+    # Who runs networks on a CPU: code compiled for it where there is a compiler ("auto"), or PyTorch's operations.
     kernels: Kernels = "auto"
 
     def check(self) -> None:

@@ -4,18 +4,11 @@ import torch
 from offmarl.learners import networks
 from offmarl.learners.networks import CompiledPass, StackedMLP, TorchPass, tiles
 from offmarl.native import library as native
-from offmarl.native import perceptron
+from offmarl.native import threads as threads_module
 from offmarl.native.library import Library, kernels, library
 from offmarl.streams import stream
 
 pytestmark = pytest.mark.skipif(not isinstance(library(), Library), reason=str(library()))
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def stacked(sizes, copies=6):
@@ -61,7 +54,7 @@ def test_compiled_perceptrons_equal_pytorchs(states, actions, hidden, outputs):
 def test_threads_and_strided_tiles_change_nothing(threads, monkeypatch):
     network = stacked((24, 64, 64, 1))
     obs, action, gradient = torch.randn(6, 100, 22), torch.rand(6, 100, 11, 2), torch.randn(6, 100, 11, 1)
-    monkeypatch.setattr(perceptron, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(threads_module, "WORTH_A_THREAD", 0)
     answers = {}
     for count, size in ((1, 1 << 30), (1, 50_000), (2, 50_000), (4, 50_000), (7, 1 << 30)):
         threads(count)
