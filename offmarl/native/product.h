@@ -44,7 +44,7 @@ enum Ending { STORE_RELU, STORE_WHERE_ACTIVE, ADD, STORE };
  * NULL), and the activations [rows, ...], laid out like C, whose ReLU STORE_WHERE_ACTIVE goes back through. */
 #define UNROLL _Pragma("GCC unroll 8")
 #define TILE(ROWS, VECTORS)                                                                                      \
-    static inline void tile_##ROWS##_##VECTORS(long depth, const float *a, long a_row, long a_step, const float *b,     \
+    static void tile_##ROWS##_##VECTORS(long depth, const float *a, long a_row, long a_step, const float *b,     \
                                         long b_step, enum Ending ending, const float *extra, float *c,           \
                                         long c_row) {                                                            \
         vec sum[ROWS][VECTORS];                                                                                  \
@@ -80,7 +80,7 @@ static const Tile TILE_OF[6][4] = {ROW_OF_TILES(1), ROW_OF_TILES(2), ROW_OF_TILE
 
 /* C[rows, width] from A[rows, depth] B[depth, width], in tiles. Panels of PANEL columns of B lie `b_panel` apart. */
 static inline void product(long rows, long width, long depth, const float *a, long a_row, long a_step, const float *b,
-                    long b_panel, long b_step, enum Ending ending, const float *extra, float *c, long c_row) {
+                           long b_panel, long b_step, enum Ending ending, const float *extra, float *c, long c_row) {
     for (long column = 0; column < width; column += PANEL, b += b_panel) {
         int vectors = width - column < PANEL ? (int)((width - column) / LANES) : TILE_VECTORS;
         for (long row = 0; row < rows; row += TILE_ROWS) {
