@@ -28,7 +28,7 @@ Kernels = Literal["auto", "compiled", "torch"]
 SOURCES = [Path(__file__).with_name(name) for name in ("perceptron.c", "recurrent.c")]
 HEADERS = [Path(__file__).with_name("product.h")]
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")  # no -ffast-math: a NaN must stay one
-PATIENCE_SECONDS = 120  # a second is usual
+PATIENCE_SECONDS = 120  # two are usual
 
 
 @dataclass(frozen=True)
