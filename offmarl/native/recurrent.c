@@ -115,5 +115,3 @@ int gru_backward(const Unroll *u, const int64_t *counts, const float *weight, co
     free(gate[0]);
     return 0;
 }
-
-int64_t gru_jobs(const Unroll *u) { return u->G * blocks_of(u); }
