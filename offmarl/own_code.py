@@ -1,5 +1,6 @@
 """Classes that people bring along: `module:Class` instead of a name."""
 
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import TypeVar
 
@@ -11,7 +12,8 @@ Base = TypeVar("Base")
 def own_class(kind: str, target: str, base: type[Base]) -> type[Base]:
     """Import `module:Class`, a subclass of `base`; modules of the current folder are found by the command line.
 
-    Raises `UsageError` saying which part of `target` is not there, or of what the class has to be a subclass.
+    Raises `UsageError` saying which part of `target` is not there, of what the class has to be a subclass, which
+    methods it lacks, or that its settings are no dataclass.
     """
     module, _, name = target.partition(":")
     if not name or not all(module.split(".")):
@@ -24,4 +26,8 @@ def own_class(kind: str, target: str, base: type[Base]) -> type[Base]:
         raise UsageError(f"{kind} '{target}': '{module}' has no '{name}'") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(f"{kind} '{target}': not a subclass of {base.__module__}.{base.__qualname__}")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UsageError(f"{kind} '{target}': it has no {', '.join(lacking)}")
+    if not is_dataclass(getattr(found, "config_class", None)):
+        raise UsageError(f"{kind} '{target}': its config_class is to be a dataclass of its settings")
     return found

@@ -67,6 +67,10 @@ def configure(config_class: type[Config], values: dict[str, Any], section: str) 
         return TypeAdapter(_strict(config_class)).validate_python(values)
     except ValidationError as error:
         problem = error.errors()[0]
+        if not problem["loc"]:  # values that do not go together
+            raise UsageError(
+                f"settings of {section}: {problem['msg'].removeprefix('Value error, ')}"
+            ) from error
         where = ".".join(str(part) for part in (section, *problem["loc"]))
         raise UsageError(f"--set {where}={problem['input']!r}: {problem['msg']}") from error
 

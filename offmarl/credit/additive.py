@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offmarl.credit.fitted import FitConfig
+from offmarl.credit.fitted import FitConfig, OwnerConfig
 from offmarl.credit.heads import RewardHeads, minimise, variables_seen
 from offmarl.credit.regression import Regression
 from offmarl.credit.samples import Samples
@@ -24,7 +24,7 @@ from offmarl.streams import stream
 
 
 @dataclass
-class AdditiveConfig(FitConfig):
+class AdditiveConfig(FitConfig, OwnerConfig):
     """The network of the refit of `macca`; one member, so that it sees a larger batch for longer. Not tuned further."""
 
     width: Count = 64  # hidden units a head

@@ -37,8 +37,10 @@ class Credit:
 
     reward: Tensor  # [R, N] float32; the last row of an episode is 0
     std: Tensor | None = None  # [R, N] spread over the ensemble: ranks errors, but is smaller than they are
-    masks: Tensor | None = None  # [N, V] bool: which variables each agent's reward is taken to depend on
+    masks: Tensor | None = None  # [N, V] bool: edges found, from a variable to an agent's reward
     edge_probability: Tensor | None = None  # [N, V] probability that the edge exists
+    # [V] bool: nobody's variables that the reward of every agent may follow, since that of some agent depends on them
+    shared_parents: Tensor | None = None
     input_names: tuple[str, ...] = ()  # V names
     heldout_rows: Tensor | None = None  # [H] rows never used to fit
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -52,10 +54,15 @@ class Credit:
         return bool((self.reward == self.reward[:, :1]).all())
 
 
+@dataclass
+class NoSettings:
+    """Nothing to set."""
+
+
 class Decomposer(ABC):
     """Splits the team's reward into one reward per agent. Never sees the true individual rewards."""
 
-    config_class: ClassVar[type]
+    config_class: ClassVar[type] = NoSettings
     reads_obs: ClassVar[bool] = False  # beside `transition_inputs`, which of many tasks is the state
 
     def __init__(

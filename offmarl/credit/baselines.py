@@ -1,21 +1,12 @@
 """Decompositions that anything better has to beat."""
 
-from dataclasses import dataclass
-
 from offmarl.credit.base import AgentVerdict, Credit, Decomposer, equal_split
 from offmarl.credit.diagnosis import EQUAL_SPLIT
 from offmarl.data.table import Transitions
 
 
-@dataclass
-class EqualSplitConfig:
-    """The equal split has nothing to set."""
-
-
 class EqualSplit(Decomposer):
     """Every agent gets R/N; exact where agents are paid the same, and never harmful."""
-
-    config_class = EqualSplitConfig
 
     def fit(self, transitions: Transitions) -> None:
         """Nothing is learned."""

@@ -19,6 +19,7 @@ IDENTIFIED = "identified"
 SHARED_TERM = "identified up to a shared term"
 EQUAL_SPLIT = "not identified: equal split"
 DECLARED_SHARED = "shared reward: equal split is exact"
+UNPROBED = "not tested: needs 3 members or more"  # whether another answer explains the data as well
 KEPT = "not identified: kept as you asked"  # a fall-back was wanted but switched off
 
 AMBIGUOUS = 0.4  # A_i above which two equally good answers differ noticeably (disjoint causes measured .1-.4)
@@ -45,6 +46,7 @@ class Diagnosis:
     fit_r2: float  # of Σ_i r̂_i against R
     expected_skill: float  # estimate of 1 - MSE(r̂)/MSE(R/N), without the truth, if owners are who is paid
     expected_error: float  # likewise of the root mean square error of an agent's reward, in units of R
+    probed_skill: float | None  # the expected skill where the truth is what a probe says; None without probes
     ambiguity: tuple[float | None, ...]  # A_i, [N]; None without probes
     reproducibility: tuple[float | None, ...]  # κ_i, [N]; None with a single refit
     std_median: float | None  # over agents and transitions, of the ensemble; ranks errors but is too small
@@ -66,6 +68,7 @@ class Diagnosis:
             "fit_r2": self.fit_r2,
             "expected_skill": self.expected_skill,
             "expected_error": self.expected_error,
+            "probed_skill": self.probed_skill,
             "std_median": self.std_median,
             "locality": self.team_locality,
             "overlooked": self.locality.overlooked,
@@ -131,6 +134,12 @@ class Diagnosis:
                 f"{self.fit_r2:.2f}, {sum(self.locality.contested):.0%} of the team reward could as well be another "
                 f"agent's, expected skill {self.expected_skill:.2f}"
             )
+        elif self.probed_skill is not None and self.probed_skill < POOR_FIT:
+            found.append(
+                "what several agents could be paid for is shared out among them; if it is some of theirs only, as in "
+                f"the answer of a probe, which explains the team reward as well, the expected skill is "
+                f"{self.probed_skill:.2f} instead of {self.expected_skill:.2f}"
+            )
         if partly := self._reproducible_below(REPRODUCIBLE, agents):
             found.append(f"refits on resampled episodes agree only in part (reproducibility: {partly})")
         local = self.team_locality
@@ -155,11 +164,12 @@ class Diagnosis:
     def verdict(self, agent: int) -> str:
         """What is known about one agent, where the split as a whole stands."""
         ambiguity = self.ambiguity[agent]
+        if ambiguity is None:
+            return UNPROBED
         of_its_own = self.locality.contested[agent] * len(
             self.ambiguity
         )  # an agent has about 1/N of R's variance
-        shared = (ambiguity is not None and ambiguity > AMBIGUOUS) or of_its_own > AMBIGUOUS**2
-        return SHARED_TERM if shared else IDENTIFIED
+        return SHARED_TERM if ambiguity > AMBIGUOUS or of_its_own > AMBIGUOUS**2 else IDENTIFIED
 
 
 def diagnose(
@@ -180,10 +190,12 @@ def diagnose(
     several = len(members) > 1
     locality = measure_locality(samples, fitted, plain, seed)
     contested = sum(locality.contested)
+    apart = disagreement(probes[:, 0], probes[:, 1])
     return Diagnosis(
         fit_r2=r_squared(point.sum(0), team_reward),
         expected_skill=expected_skill(point, team_reward, contested),
         expected_error=unit * expected_error(point, team_reward, contested),
+        probed_skill=expected_skill(point, team_reward, contested, apart) if len(probes) else None,
         ambiguity=tuple(ambiguity(probes[:, 0], probes[:, 1], point).tolist()) if len(probes) else unknown,
         reproducibility=tuple(reproducibility(members).tolist()) if several else unknown,
         std_median=unit * float(members.std(0).median()) if several else None,
@@ -204,6 +216,12 @@ def r_squared(predicted: Tensor, target: Tensor) -> float:
 def ambiguity(first: Tensor, second: Tensor, point: Tensor) -> Tensor:
     """A_i = sd(r̂_i of one probe - of the other) / sd(r̂_i), the largest over pairs; [P, N, H] x 2, [N, H] -> [N]."""
     return (first - second).std(-1).amax(0) / point.std(-1).clamp(min=1e-9)
+
+
+def disagreement(first: Tensor, second: Tensor) -> float:
+    """Mean square error of the split half-way between two probes [P, N, H] if one is right; the worst pair's."""
+    half = (first - second).double() / 2
+    return float(half.var(-1).mean(-1).amax(0)) if len(half) else 0.0
 
 
 def reproducibility(members: Tensor) -> Tensor:
@@ -233,10 +251,14 @@ def expected_error(point: Tensor, team_reward: Tensor, contested: float = 0.0) -
     return math.sqrt(unexplained * (N - 1) / N**2 + misplaced)
 
 
-def expected_skill(point: Tensor, team_reward: Tensor, contested: float = 0.0) -> float:
-    """Estimate of 1 - MSE(r̂)/MSE(R/N) like `expected_error`; R/N is off by the variance of r_i - mean_j r_j."""
+def expected_skill(point: Tensor, team_reward: Tensor, contested: float = 0.0, apart: float = 0.0) -> float:
+    """Estimate of 1 - MSE(r̂)/MSE(R/N) like `expected_error`; R/N is off by the variance of r_i - mean_j r_j.
+
+    `apart` is a mean square error that comes on top.
+    """
     individual = float((point - point.mean(0)).double().var(1).mean())
-    return 1 - expected_error(point, team_reward, contested) ** 2 / max(individual, 1e-12)
+    error = expected_error(point, team_reward, contested) ** 2 + apart
+    return 1 - error / max(individual, 1e-12)
 
 
 def agreement_with_truth(

@@ -29,7 +29,13 @@ class FitConfig:
     heldout: Share = 0.1  # share of the episodes that are never fitted
     max_transitions: Count = 200_000  # fit on at most so many; the answer covers all rows
     exact_sum: bool = True  # add (R - Σ r̂)/N: better where rewards are deterministic, worse where noisy
-    owner: dict[str, str] = field(default_factory=dict)  # whose variables are, where the task's map is wrong
+
+
+@dataclass
+class OwnerConfig:
+    """What decompositions let you set that ask whose a variable is."""
+
+    owner: dict[str, str] = field(default_factory=dict)  # where the task's map is wrong
 
 
 class FittedDecomposer(Decomposer):
@@ -46,6 +52,7 @@ class FittedDecomposer(Decomposer):
     heldout_rows: Tensor | None  # [H]
     mask: Tensor | None  # [N, V] bool: edges found
     edge_probability: Tensor | None  # [N, V]
+    shared_parents: Tensor | None  # [V] bool: nobody's variables that all reward functions see
 
     def __init__(
         self,
@@ -57,13 +64,13 @@ class FittedDecomposer(Decomposer):
     ) -> None:
         super().__init__(spec, config, seed, device, progress)
         self.config = config
-        self.layout = input_layout(spec, config.owner)
+        self.layout = input_layout(spec, config.owner if isinstance(config, OwnerConfig) else None)
         self.forget()
 
     def forget(self) -> None:
         """Know nothing yet."""
         self.reason = self.exact = ""
-        self.heldout_rows = self.mask = self.edge_probability = None
+        self.heldout_rows = self.mask = self.edge_probability = self.shared_parents = None
 
     def fit(self, transitions: Transitions) -> None:
         """Learn the split, unless there is nothing to learn from; then `reason` says what is missing."""
@@ -126,13 +133,14 @@ class FittedDecomposer(Decomposer):
         """The answer with what was found about its variables, and which rows were held out."""
         credit.masks = self._on_all_inputs(self.mask)
         credit.edge_probability = self._on_all_inputs(self.edge_probability)
+        credit.shared_parents = self._on_all_inputs(self.shared_parents)
         credit.input_names, credit.heldout_rows = self.layout.names, self.heldout_rows
         return credit
 
     def _on_all_inputs(self, of_varying: Tensor | None) -> Tensor | None:
-        """An [N, V] array with zeros where a variable never varied: [N, all]."""
+        """An [N, V] or [V] array with zeros where a variable never varied: [N, all] or [all]."""
         if of_varying is None:
             return None
-        full = torch.zeros(len(of_varying), len(self.layout.names), dtype=of_varying.dtype)
-        full[:, self.scale.varying.cpu()] = of_varying.cpu()
+        full = torch.zeros(*of_varying.shape[:-1], len(self.layout.names), dtype=of_varying.dtype)
+        full[..., self.scale.varying.cpu()] = of_varying.cpu()
         return full

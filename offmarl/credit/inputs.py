@@ -3,7 +3,7 @@
 Shapes: R rows, n transitions, N agents, O observation, A action, K choices, D state, V variables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -56,8 +56,8 @@ def input_layout(spec: EnvSpec, owner: Mapping[str, str] | None = None) -> Input
 
     `owner` corrects who owns what: a variable's name, or a pattern such as `*.prey.*`, to an agent's name or
     `nobody`. A name beats a pattern, a later pattern an earlier one, and a successor follows its variable
-    unless it is given itself. Raises `UsageError` for a variable that does not exist, a pattern that fits none
-    and an unknown owner.
+    unless it is given itself, by a name or a pattern that begins with `next.`. Raises `UsageError` for a variable
+    that does not exist, a pattern that fits none and an unknown owner.
     """
     if spec.state_owner:
         told = set(spec.state_rewards)
@@ -69,20 +69,23 @@ def input_layout(spec: EnvSpec, owner: Mapping[str, str] | None = None) -> Input
     successor = [(f"next.{name}", agent) for name, agent in situation]
     variables = situation + action + successor
     names = tuple(name for name, _ in variables)
-    given = _given_owners(spec, names, owner or {})
+    given = _given_owners(spec, names, {name for name, _ in successor}, owner or {})
     owners = [given.get(name, given.get(name.removeprefix("next."), usual)) for name, usual in variables]
     return InputLayout(names, torch.tensor(owners))
 
 
-def _given_owners(spec: EnvSpec, names: tuple[str, ...], owner: Mapping[str, str]) -> dict[str, int]:
-    """The owner of every variable that the user's map speaks of."""
+def _given_owners(
+    spec: EnvSpec, names: tuple[str, ...], successors: Set[str], owner: Mapping[str, str]
+) -> dict[str, int]:
+    """The owner of every variable that the user's map speaks of; of successors only where it names them so."""
     index = {name: agent for agent, name in enumerate(spec.agents)} | {NOBODY_NAME: NOBODY}
     by_pattern: dict[str, int] = {}
     by_name: dict[str, int] = {}
     for key, who in owner.items():
         if who not in index:
             raise unknown_name(f"owner of '{key}'", who, index)
-        fitting = [name for name in names if fnmatchcase(name, key)]
+        of_successors = key.startswith("next.")
+        fitting = [name for name in names if fnmatchcase(name, key) and (name in successors) == of_successors]
         if key in names:
             by_name[key] = index[who]
         elif fitting:

@@ -30,7 +30,7 @@ from offmarl.credit.diagnosis import (
     diagnose,
     r_squared,
 )
-from offmarl.credit.fitted import FitConfig, FittedDecomposer
+from offmarl.credit.fitted import FitConfig, FittedDecomposer, OwnerConfig
 from offmarl.credit.gates import mean_gates, open_probability, sample_gates
 from offmarl.credit.heads import FittedFunctions, RewardHeads, minimise, variables_seen
 from offmarl.credit.probes import probe_weights
@@ -43,7 +43,7 @@ CLOSED = 0.05  # probability below which a gate half-way through never opens aga
 
 
 @dataclass
-class MaccaConfig(FitConfig):
+class MaccaConfig(FitConfig, OwnerConfig):
     """Hyper-parameters; "measured" means on synthetic rewards of known causes and on the particle tasks.
 
     None is from the paper, whose own stand in `macca_paper`. Steps, sizes and rates without a word were chosen with the
@@ -175,6 +175,7 @@ class Macca(FittedDecomposer):
         if not self.mask.any():
             self.reason = "no variable explains the team reward"
             return
+        self.shared_parents = self.mask.any(0) & samples.shared
         self.fitted = self.refit(samples, self.mask)
         self.diagnosis = self.diagnose(samples, self.fitted)
         self.reason = self.diagnosis.reason_to_fall_back(self.spec.agents)

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 
 import offmarl
 from offmarl.atomic import replacing, write_json
+from offmarl.credit.answer import checked
 from offmarl.credit.base import AgentVerdict, Credit, Progress
 from offmarl.credit.diagnosis import agreement_with_truth
 from offmarl.credit.registry import decomposer_class, make_decomposer
@@ -56,7 +57,8 @@ class CreditReport:
     def edges(self, agent: int) -> list[dict[str, Any]]:
         """The variables an agent's reward may depend on, the most probable first.
 
-        Those that were kept, and those that were not but have a probability of at least `DOUBTFUL_EDGE`.
+        Those that were kept, shared parents (see `Credit.shared_parents`), and those that were not kept but have a
+        probability of at least `DOUBTFUL_EDGE`.
         """
         credit = self.credit
         if credit.masks is None:
@@ -65,15 +67,17 @@ class CreditReport:
         probability = (
             kept.double() if credit.edge_probability is None else credit.edge_probability[agent].cpu()
         )
+        shared = torch.zeros_like(kept) if credit.shared_parents is None else credit.shared_parents
         found = [
             {
                 "variable": credit.input_names[k],
                 "probability": round(float(probability[k]), 4),
                 "kept": bool(kept[k]),
+                "shared": bool(shared[k]),
             }
-            for k in (kept | (probability >= DOUBTFUL_EDGE)).nonzero().flatten().tolist()
+            for k in (kept | shared | (probability >= DOUBTFUL_EDGE)).nonzero().flatten().tolist()
         ]
-        return sorted(found, key=lambda edge: (not edge["kept"], -edge["probability"]))
+        return sorted(found, key=lambda edge: (not edge["kept"], not edge["shared"], -edge["probability"]))
 
     def typical_std(self) -> list[float] | None:
         """Root mean square, by agent, of the spread of its reward over the ensemble on held-out transitions."""
@@ -140,7 +144,7 @@ def decompose(
     decomposer = make_decomposer(method, dataset.spec, dict(values or {}), seed, device, progress)
     transitions = load_transitions(dataset, device, obs=decomposer.reads_obs or not dataset.spec.state_owner)
     decomposer.fit(transitions)
-    credit = _with_known_figures(decomposer.assign(transitions))
+    credit = checked(decomposer.assign(transitions), transitions, method)
     seconds = time.perf_counter() - started
     rows = transitions.transition_rows if credit.heldout_rows is None else credit.heldout_rows
     report = CreditReport(
@@ -156,12 +160,6 @@ def decompose(
     )
     _write(report, dataset)
     return report
-
-
-def _with_known_figures(credit: Credit) -> Credit:
-    """The same answer, with None for every figure that could not be computed."""
-    agents = [AgentVerdict(**_without_nan(asdict(agent))) for agent in credit.agents]
-    return replace(credit, metrics=_without_nan(credit.metrics), agents=agents)
 
 
 def _require_team(dataset: Dataset) -> None:
@@ -315,6 +313,11 @@ def _find(dataset: Dataset, name: str | Path) -> Path:
             raise UsageError(f"there is no credit file {path}")
         return path
     path = credit_path(dataset, name)
+    if not path.is_file() and name in BUILT_IN:
+        raise UsageError(
+            f"'{name}' is a built-in reward: nothing was decomposed for it; decompositions of {dataset.id}: "
+            f"{', '.join(credit_names(dataset)) or 'none'}"
+        )
     if not path.is_file():
         raise UsageError(
             f"dataset {dataset.id} has no credit '{name}'; it offers: {', '.join(available_rewards(dataset))}. "
@@ -357,13 +360,14 @@ def _credit(file: h5py.File, about: Mapping[str, Any]) -> Credit:
     def array(key: str) -> Tensor | None:
         return torch.from_numpy(file[key][:]) if key in file else None
 
-    mask, reward = array("mask"), array("reward")
+    mask, reward, shared_parents = array("mask"), array("reward"), array("shared_parents")
     assert reward is not None
     return Credit(
         reward=reward,
         std=array("std"),
         masks=None if mask is None else mask.bool(),
         edge_probability=array("edge_probability"),
+        shared_parents=None if shared_parents is None else shared_parents.bool(),
         input_names=tuple(file["input_names"].asstr()[:]) if "input_names" in file else (),
         heldout_rows=array("heldout_rows"),
         metrics=about["metrics"],
@@ -412,6 +416,7 @@ def _write(report: CreditReport, dataset: Dataset) -> None:
         "std": credit.std,
         "mask": None if credit.masks is None else credit.masks.to(torch.uint8),
         "edge_probability": credit.edge_probability,
+        "shared_parents": None if credit.shared_parents is None else credit.shared_parents.to(torch.uint8),
         "heldout_rows": credit.heldout_rows,
     }
     with replacing(report.path) as temporary, h5py.File(temporary, "w") as file:

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from offmarl.credit.fitted import OwnerConfig
 from offmarl.credit.regression import Regression
 from offmarl.credit.samples import Samples, living
 from offmarl.credit.team_model import TeamModelConfig, TeamRewardModel
@@ -28,7 +29,7 @@ from offmarl.streams import stream
 
 
 @dataclass
-class ShapleyConfig(TeamModelConfig):
+class ShapleyConfig(TeamModelConfig, OwnerConfig):
     """The model of the team's reward, and how many orders of the agents are tried."""
 
     permutations: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half of them reversed; 32 measured equal

@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from offmarl.behaviour.qualities import QUALITIES
 from offmarl.behaviour.tuning import behaviour_config
 from offmarl.behaviour.wrappers import check_free_riders
 from offmarl.credit.base import Credit
-from offmarl.credit.inputs import input_layout
+from offmarl.credit.inputs import NOBODY, input_layout
 from offmarl.credit.registry import decomposer_class
 from offmarl.credit.relabel import CreditReport, decompose
 from offmarl.data.catalog import find_dataset
@@ -141,7 +142,7 @@ def _measure_credit(source: Path | str, settings: CellSettings, scratch: Path, d
     found: dict[str, float | None] = {
         **report.credit.metrics,
         **_doubts(report),
-        **edges(report.credit, spec),
+        **edges(report.credit, spec, report.config.get("owner")),
         **(report.truth or {}),
         "fallback": float(report.credit.fallback),
         "seconds": report.seconds,
@@ -173,15 +174,18 @@ def _doubts(report: CreditReport) -> dict[str, float | None]:
     }
 
 
-def edges(credit: Credit, spec: EnvSpec) -> dict[str, float | None]:
-    """Share of the true causes that the masks keep, and how many edges lead wrongly to another agent's variables."""
+def edges(credit: Credit, spec: EnvSpec, owner: Mapping[str, str] | None = None) -> dict[str, float | None]:
+    """Share of the true causes that the masks keep, and how many edges lead wrongly to another agent's variables.
+
+    `owner` is the map that was given instead of the task's, see `input_layout`.
+    """
     if credit.masks is None:
         return {}
-    layout = input_layout(spec)
-    owner = dict(zip(layout.names, layout.owner.tolist(), strict=True))
+    layout = input_layout(spec, owner)
+    owned_by = dict(zip(layout.names, layout.owner.tolist(), strict=True))
     found = {(agent, credit.input_names[column]) for agent, column in credit.masks.nonzero().tolist()}
     causes = {(agent, name) for agent, names in enumerate(spec.causes or ()) for name in names}
-    foreign = {(agent, name) for agent, name in found - causes if owner[name] not in (agent, -1)}
+    foreign = {(agent, name) for agent, name in found - causes if owned_by[name] not in (agent, NOBODY)}
     return {
         "edges": float(len(found)),
         "recall": len(found & causes) / len(causes) if causes else None,

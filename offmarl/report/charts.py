@@ -21,7 +21,7 @@ MOST_POINTS = 2_400  # of a scatter plot
 MOST_AGENTS = 24  # with points of their own
 MOST_READINGS = 150  # of a curve
 DASHES = ("solid", "dash", "dot", "dashdot")
-KEPT_TRUE, KEPT_WRONG, MISSED = "●", "✕", "○"
+KEPT_TRUE, KEPT_WRONG, MISSED, SHARED = "●", "✕", "○", "◐"
 
 
 def written(text: str) -> str:
@@ -121,10 +121,11 @@ def mask_chart(edges: EdgeTable, agents: Sequence[str]) -> Chart:
         f"{title} {name}" if title != "nobody's" else name for title, group in edges.groups for name in group
     ]
     marks = np.full(edges.kept.shape, "", dtype=object)
+    marks[edges.shared] = SHARED
     marks[edges.kept] = KEPT_TRUE
     if edges.cause is not None:
         marks[edges.kept & ~edges.cause] = KEPT_WRONG
-        marks[~edges.kept & edges.cause] = MISSED
+        marks[~edges.kept & ~edges.shared & edges.cause] = MISSED
     trace = {
         "type": "heatmap",
         "x": [written(agent) for agent in agents],

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from offmarl.credit.relabel import CreditReport, rewards_for
+from offmarl.credit.samples import varies
 from offmarl.data.store import Dataset
 from offmarl.data.table import rows_with_successor
 from offmarl.errors import UsageError
@@ -106,6 +108,7 @@ def recovered_figure(recovered: np.ndarray, truth: np.ndarray, agents: Sequence[
     shown = min(len(agents), MOST_PANELS)
     estimate = recovered - recovered.mean(0)
     r = truth - truth.mean(0)
+    vary = varies(torch.from_numpy(recovered)) & varies(torch.from_numpy(truth))  # [N]
     columns = columns_for(shown, (4, 3, 5))
     lines = math.ceil(shown / columns)
     figure = Figure(figsize=(1.3 + 1.55 * columns, 0.55 + 1.85 * lines), layout="compressed")
@@ -122,7 +125,8 @@ def recovered_figure(recovered: np.ndarray, truth: np.ndarray, agents: Sequence[
         axes.tick_params(labelbottom=index + columns >= shown)
         axes.plot(limits, limits, color=INK, linewidth=0.7, linestyle="--", zorder=3)
         clouds.append(_cloud(axes, r[:, index], estimate[:, index], limits))
-        axes.set_title(f"{agents[index]}   r = {_pearson(r[:, index], estimate[:, index])}")
+        pearson = f"{np.corrcoef(r[:, index], estimate[:, index])[0, 1]:.3f}" if vary[index] else "undefined"
+        axes.set_title(f"{agents[index]}   r = {pearson}")
         axes.set_xlim(limits)
         axes.set_ylim(limits)
         axes.set_aspect("equal")
@@ -143,11 +147,6 @@ def _cloud(axes: "Axes", x: np.ndarray, y: np.ndarray, limits: tuple[float, floa
         return axes.scatter(x, y, s=5, color=BLUE, alpha=0.4, linewidth=0, rasterized=True)
     extent = (*limits, *limits)
     return axes.hexbin(x, y, gridsize=45, cmap="viridis_r", mincnt=1, extent=extent, linewidths=0.1)
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> str:
-    spread = float(np.sqrt((x**2).mean() * (y**2).mean()))
-    return f"{float((x * y).mean()) / spread:.3f}" if spread > 1e-10 else "undefined"
 
 
 # -- one episode -----------------------------------------------------------------------------------------------

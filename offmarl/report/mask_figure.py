@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALL_VARIABLES = 40  # as many are shown whatever their probability
 MOST_VARIABLES = 60  # more rows do not fit on a page
+SHARED_LINE = (0, (1.5, 1.5))  # dotted: the outline of shared parents that are not kept
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class EdgeTable:
     groups: list[tuple[str, list[str]]]  # title, names of its rows
     probability: np.ndarray  # [rows, N] of the edge; NaN where a row is not about that agent
     kept: np.ndarray  # [rows, N] bool
+    shared: np.ndarray  # [rows, N] bool, shared parents that are not kept
     cause: np.ndarray | None  # [rows, N] bool, the true edges where they are known
     left_out: int  # variables that are not shown
 
@@ -48,7 +50,9 @@ def edge_table(dataset: Dataset, report: CreditReport) -> EdgeTable:
     cause = None
     if spec.causes is not None:
         cause = np.array([[name in causes for name in names] for causes in spec.causes])  # [N, V]
-    certain = kept if cause is None else kept | cause
+    shared = np.zeros(len(names), bool) if credit.shared_parents is None else credit.shared_parents.numpy()
+    shared = shared & ~kept  # [N, V]
+    certain = kept | shared if cause is None else kept | shared | cause
     probable = certain | (probability >= DOUBTFUL_EDGE)
     rows: list[tuple[str, str, np.ndarray]] = []  # group, name, variable of each agent or -1
     chosen = np.flatnonzero(probable.any(0)) if len(names) > ALL_VARIABLES else np.arange(len(names))
@@ -77,6 +81,7 @@ def edge_table(dataset: Dataset, report: CreditReport) -> EdgeTable:
         groups=groups,
         probability=np.where(absent, np.nan, probability[everyone, variable]),
         kept=~absent & kept[everyone, variable],
+        shared=~absent & shared[everyone, variable],
         cause=None if cause is None else ~absent & cause[everyone, variable],
         left_out=left_out,
     )
@@ -109,7 +114,7 @@ def _most_probable(
 
 
 def mask_figure(edges: EdgeTable, agents: Sequence[str], fallback: bool = False) -> "Figure":
-    """A heat map of edge probabilities: variables by owner, agents across; kept edges outlined, true ones dotted."""
+    """A heat map of edge probabilities: variables by owner, agents across. Kept edges outlined, true ones dotted."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch, Rectangle
@@ -126,10 +131,20 @@ def mask_figure(edges: EdgeTable, agents: Sequence[str], fallback: bool = False)
     )
     for row, agent in np.argwhere(np.isnan(edges.probability)):
         axes.add_patch(Rectangle((agent - 0.5, row - 0.5), 1, 1, facecolor="#eeeeee", edgecolor="none"))
-    for row, agent in np.argwhere(edges.kept):
-        axes.add_patch(
-            Rectangle((agent - 0.44, row - 0.42), 0.88, 0.84, fill=False, edgecolor=VERMILION, linewidth=1.1)
-        )
+    outlines = [(edges.kept, "-"), (edges.shared, SHARED_LINE)]
+    for marked, line in outlines:
+        for row, agent in np.argwhere(marked):
+            axes.add_patch(
+                Rectangle(
+                    (agent - 0.44, row - 0.42),
+                    0.88,
+                    0.84,
+                    fill=False,
+                    edgecolor=VERMILION,
+                    linewidth=1.1,
+                    linestyle=line,
+                )
+            )
     if edges.cause is not None:
         true_rows, true_agents = np.nonzero(edges.cause)
         axes.scatter(true_agents, true_rows, s=9, facecolor="white", edgecolor=BLACK, linewidth=0.6, zorder=3)
@@ -163,6 +178,10 @@ def mask_figure(edges: EdgeTable, agents: Sequence[str], fallback: bool = False)
     handles: list[Any] = [
         Patch(facecolor="none", edgecolor=VERMILION, label="kept (not used: R/N)" if fallback else "kept")
     ]
+    if edges.shared.any():
+        handles.append(
+            Patch(facecolor="none", edgecolor=VERMILION, linestyle=SHARED_LINE, label="shared parent")
+        )
     if edges.cause is not None:
         handles.append(
             Line2D(

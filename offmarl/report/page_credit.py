@@ -6,7 +6,7 @@ Shapes: R dataset rows, N agents.
 from dataclasses import dataclass
 from typing import Any
 
-from offmarl.credit.diagnosis import DISPUTED, REPRODUCIBLE
+from offmarl.credit.diagnosis import DISPUTED, REPRODUCIBLE, UNPROBED
 from offmarl.credit.regression import UNTESTED
 from offmarl.credit.relabel import CreditReport, rewards_for
 from offmarl.data.store import Dataset
@@ -32,6 +32,7 @@ class CreditSection:
     notes: list[str]
     mask: Chart | None
     causes_known: bool
+    has_shared: bool  # nobody's variables that the rewards of all agents may follow
     recovered: Chart | None
     agents: list[dict[str, Any]]  # what is told of one that is chosen
 
@@ -55,7 +56,7 @@ def credit_section(dataset: Dataset, report: CreditReport) -> CreditSection:
         truth = rewards_for(dataset, "true")[rows].double().numpy()
         recovered = recovered_chart(credit.reward[rows].double().numpy(), truth, names)
     sentences = [_of_agent(report, index) for index in range(len(credit.agents))]
-    told = []
+    told: list[dict[str, Any]] = []
     for index, agent in enumerate(credit.agents):
         edges_of = [
             {**edge, "variable": own_name(edge["variable"], agent.name)} for edge in report.edges(index)
@@ -72,6 +73,7 @@ def credit_section(dataset: Dataset, report: CreditReport) -> CreditSection:
         notes=notes,
         mask=mask,
         causes_known=dataset.spec.causes is not None,
+        has_shared=any(edge["shared"] and not edge["kept"] for agent in told for edge in agent["edges"]),
         recovered=recovered,
         agents=told,
     )
@@ -85,7 +87,7 @@ def _headline(report: CreditReport) -> str:
         said = f"{report.name} gives every agent the same share"
         if credit.reason:
             said += f" ({credit.reason})"
-    elif set(verdicts) == {UNTESTED}:
+    elif set(verdicts) <= {UNTESTED, UNPROBED}:
         said = (
             f"{report.name} splits the team's reward; whether the data identifies that split was not tested"
         )
@@ -104,7 +106,7 @@ def _of_agent(report: CreditReport, index: int) -> str:
     """What is known of an agent's share, in words and numbers."""
     agent = report.credit.agents[index]
     said = [f"{agent.name}: {agent.verdict}."]
-    kept = [edge for edge in report.edges(index) if edge["kept"]]
+    kept = [edge for edge in report.edges(index) if edge["kept"] or edge["shared"]]
     if kept and not report.credit.fallback:
         names = [own_name(edge["variable"], agent.name) for edge in kept]
         shown = names[:MOST_NAMES] + ([f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else [])

@@ -13,6 +13,7 @@ METRIC_LINES = (  # of `Credit.metrics`, in words; those without a line are show
     "held-out R² of the sum of the agents' rewards: {fit_r2:.3f}",
     "expected skill {expected_skill:.2f} (0: as good as R/N, 1: exact), expected error {expected_error:.2g} "
     "(root mean square), sd of the refits {std_median:.2g} (median)",
+    "expected skill {probed_skill:.2f} if what several could be paid for is some of theirs only, as a probe has it",
     "locality {locality:.2f} (1: all that is explained depends on agents one by one); of the team reward "
     "{overlooked:.0%} overlooked, {contested:.0%} contested",
     "coverage: {episodes:.0f} episodes fitted, {varying:.0%} of the variables vary, exploration {exploration:.2f} "
@@ -44,8 +45,12 @@ def credit_rows(report: CreditReport) -> list[list[str]]:
     spread = report.typical_std()
     rows = []
     for index, agent in enumerate(report.credit.agents):
-        kept = [] if report.credit.fallback else [edge for edge in report.edges(index) if edge["kept"]]
-        names = [f"{own_name(edge['variable'], agent.name)} {edge['probability']:.2f}" for edge in kept]
+        edges = [] if report.credit.fallback else report.edges(index)
+        names = [
+            f"{own_name(edge['variable'], agent.name)} {edge['probability']:.2f}{'' if edge['kept'] else ' (shared)'}"
+            for edge in edges
+            if edge["kept"] or edge["shared"]
+        ]
         more = f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else ""
         rows.append(
             [
@@ -74,6 +79,11 @@ def credit_lines(report: CreditReport) -> list[str]:
             edge["kept"] and edge["probability"] < 0.5 for agent in agents for edge in report.edges(agent)
         ):
             lines.append("edges of low probability are kept where half of the same role's agents have them")
+        if any(edge["shared"] and not edge["kept"] for agent in agents for edge in report.edges(agent)):
+            lines.append(
+                "shared: nobody's variables on which some agent's reward depends; every agent's may follow them, since "
+                "the data does not say whose that part of the reward is"
+            )
     if credit.reason:
         lines.append(f"{'every agent gets R/N' if credit.fallback else 'careful'}: {credit.reason}")
     return lines
@@ -124,7 +134,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     seen = (
         "that none of them was fitted on"
         if comparison.heldout
-        else "some of which they were fitted on: too few were held out of all"
+        else "some of which they may have been fitted on: too few were held out of all, or one does not say which"
     )
     lines = [f"measured on {comparison.transitions:,} transitions {seen}"]
     learned = [contender for contender in comparison.contenders if contender.name != "true"]

@@ -134,6 +134,7 @@ def _diagnosis(**values) -> Diagnosis:
         "fit_r2": 0.98,
         "expected_skill": 0.95,
         "expected_error": 0.1,
+        "probed_skill": 0.9,
         "ambiguity": (0.1, 0.2),
         "reproducibility": (0.99, 0.98),
         "std_median": 0.05,
@@ -166,6 +167,9 @@ def test_doubts_are_named():
     assert _diagnosis(expected_skill=0.1).reason_to_fall_back(TWO) == ""
     assert "needs 0.4" in _diagnosis(expected_skill=0.3, ambiguity=(0.8, 1.0)).reason_to_fall_back(TWO)
     assert _diagnosis(ambiguity=(0.1, 0.9)).verdict(1) == "identified up to a shared term"
+    untested = _diagnosis(ambiguity=(None, None), probed_skill=None)
+    assert untested.verdict(0).startswith("not tested")
+    assert untested.cautions(TWO) == []
 
 
 @pytest.mark.parametrize(
@@ -195,6 +199,7 @@ def test_what_two_agents_could_be_paid_for_is_not_one_of_theirs():
     ("values", "caution"),
     [
         ({"expected_skill": 0.7, "expected_error": 1.5}, "may be wrong by 1.5"),
+        ({"probed_skill": 0.61}, "the expected skill is 0.61 instead of 0.95"),
         ({"reproducibility": (0.99, 0.7)}, "agree only in part (reproducibility: b 0.70)"),
         ({"locality": _locality(team_r2=0.49, agents=(0.4, 0.5))}, "only 50%"),
         ({"locality": _locality(overlooked=0.07)}, "7% of the team reward"),

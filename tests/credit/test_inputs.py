@@ -73,6 +73,20 @@ def test_a_users_map_of_owners_is_taken_over_the_tasks():
     assert input_layout(spec, {}).owner.equal(input_layout(spec).owner)
 
 
+def test_successors_follow_an_exception_to_a_pattern():
+    spec = _discrete().spec
+
+    def owner(given):
+        layout = input_layout(spec, given)
+        return dict(zip(layout.names, layout.owner.tolist(), strict=True))
+
+    all_but_one = owner({"*": "nobody", "a.x": "a"})
+    assert [name for name in all_but_one if all_but_one[name] == 0] == ["a.x", "next.a.x"]
+    apart = owner({"*.x": "nobody", "next.*": "b"})
+    assert {apart[name] for name in apart if name.startswith("next.")} == {1}
+    assert apart["a.x"] == apart["b.x"] == NOBODY
+
+
 @pytest.mark.parametrize(
     ("owner", "message"),
     [

@@ -330,6 +330,23 @@ def test_a_users_map_of_owners_decides_whose_variables_are(scm, hasty):
         Macca(transitions.spec, replace(hasty, owner={"agent_0.x77": "nobody"}))
 
 
+def test_a_parent_that_is_nobodys_is_shown_to_all_and_said_to_be(scm, hasty):
+    transitions, _ = scm
+    samples = prepare(transitions, 0.1, 10**9, 0, torch.device("cpu"))
+    decomposer = Macca(transitions.spec, hasty)
+    own, nobodys = (int(of_all.nonzero()[0]) for of_all in (samples.own[0], samples.shared))
+    mask = torch.zeros_like(samples.own)
+    mask[0, own] = mask[0, nobodys] = True
+    decomposer.learn_structure = lambda samples: (mask[None].double(), mask[None])
+    decomposer.fit(transitions)
+    credit = decomposer.assign(transitions)
+    column = int(samples.scale.varying[nobodys])
+    assert credit.masks.nonzero().tolist() == [[0, int(samples.scale.varying[own])], [0, column]]
+    assert credit.shared_parents.nonzero().tolist() == [[column]]
+    seen = decomposer.fitted.heads.variables.gather(1, decomposer.fitted.gates[0].argmax(1, keepdim=True))
+    assert seen[1:].flatten().tolist() == [nobodys] * (len(seen) - 1)
+
+
 def test_half_of_a_role_decides_for_it_and_one_agent_alone_does_not():
     transitions, _ = table(4, lambda obs, action: obs[:, :, 0])
     decomposer = Macca(transitions.spec, MaccaConfig())

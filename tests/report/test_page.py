@@ -11,6 +11,7 @@ from offmarl.report.charts import (
     KEPT_TRUE,
     KEPT_WRONG,
     MISSED,
+    SHARED,
     Chart,
     bars_chart,
     curves_chart,
@@ -64,7 +65,8 @@ def test_names_cannot_break_out_of_the_page(page):
 def test_undefined_numbers_are_null_and_never_nan():
     with pytest.raises(ValueError, match="JSON"):
         as_script({"value": float("nan")})
-    chart = mask_chart(EdgeTable([("a's", ["x"])], np.array([[np.nan]]), np.array([[False]]), None, 0), ["a"])
+    no = np.array([[False]])
+    chart = mask_chart(EdgeTable([("a's", ["x"])], np.array([[np.nan]]), no, no, None, 0), ["a"])
     assert json.loads(as_script(chart))["data"][0]["z"] == [[None]]
 
 
@@ -94,7 +96,8 @@ def test_every_chart_is_one_that_plotly_understands():
     edges = EdgeTable(
         [("a's", ["x", "y"]), ("nobody's", ["z"])],
         np.array([[0.9, 0.1], [0.2, np.nan], [0.6, 0.7]]),
-        np.array([[True, False], [False, False], [True, True]]),
+        np.array([[True, False], [False, False], [True, False]]),
+        np.array([[False, False], [False, False], [False, True]]),
         np.array([[True, False], [True, False], [True, False]]),
         0,
     )
@@ -113,11 +116,14 @@ def test_every_chart_is_one_that_plotly_understands():
 
 def test_the_mask_marks_true_wrong_and_missed_edges():
     probability, kept = np.array([[0.9, 0.8, 0.1]]), np.array([[True, True, False]])
-    table = EdgeTable([("a's", ["x"])], probability, kept, np.array([[True, False, True]]), 0)
+    none, cause = np.array([[False, False, False]]), np.array([[True, False, True]])
+    table = EdgeTable([("a's", ["x"])], probability, kept, none, cause, 0)
     (trace,) = mask_chart(table, ["a", "b", "c"])["data"]
     assert trace["text"] == [[KEPT_TRUE, KEPT_WRONG, MISSED]]
+    shared = EdgeTable([("nobody's", ["x"])], probability, kept, np.array([[False, False, True]]), cause, 0)
+    assert mask_chart(shared, ["a", "b", "c"])["data"][0]["text"] == [[KEPT_TRUE, KEPT_WRONG, SHARED]]
     assert trace["z"] == [[0.9, 0.8, 0.1]]
-    unknown = EdgeTable([("a's", ["x"])], probability, kept, None, 0)
+    unknown = EdgeTable([("a's", ["x"])], probability, kept, none, None, 0)
     assert mask_chart(unknown, ["a", "b", "c"])["data"][0]["text"] == [[KEPT_TRUE, KEPT_TRUE, ""]]
 
 

@@ -323,6 +323,7 @@ def large_content() -> PageContent:
         [(f"{agent}'s", [f"dimension_{k}" for k in range(6)]) for agent in agents],
         probability,
         probability > 0.5,
+        probability < 0,
         None,
         0,
     )

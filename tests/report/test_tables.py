@@ -27,7 +27,7 @@ def test_causes_stand_with_their_probability_the_surest_first(report):
     first, second, doubtful = (credit.input_names.index(f"agent_0.{name}") for name in ("x0", "x1", "x2"))
     masks[0, first] = masks[0, second] = True
     probability[0, first], probability[0, second], probability[0, doubtful] = 0.6, 1.0, 0.3
-    shown = told(report, masks=masks, edge_probability=probability)
+    shown = told(report, masks=masks, edge_probability=probability, shared_parents=None)
     rows = credit_rows(shown)
     assert rows[0][-1] == "x1 1.00, x0 0.60"
     assert rows[1][-1] == "-"
@@ -39,6 +39,18 @@ def test_causes_stand_with_their_probability_the_surest_first(report):
         ("agent_0.x2", False),
     ]
     assert credit_rows(told(report, masks=masks, fallback=True))[0][-1] == "-"
+
+
+def test_what_all_agents_may_be_paid_for_is_said_of_each(report):
+    credit = report.credit
+    masks, shared = torch.zeros_like(credit.masks), torch.zeros(len(credit.input_names), dtype=torch.bool)
+    parent = credit.input_names.index("global.x0")
+    masks[0, parent] = shared[parent] = True
+    probability = masks.double() * 0.9 + 0.01
+    shown = told(report, masks=masks, edge_probability=probability, shared_parents=shared)
+    assert [row[-1] for row in credit_rows(shown)[:2]] == ["global.x0 0.91", "global.x0 0.01 (shared)"]
+    assert any(line.startswith("shared: nobody's variables") for line in credit_lines(shown))
+    assert not any(line.startswith("shared: ") for line in credit_lines(told(report, shared_parents=None)))
 
 
 def test_verdicts_and_doubts_are_in_words(report):

@@ -288,7 +288,7 @@
           element("span", edge.variable),
           element("meter", "", { min: 0, max: 1, value: edge.probability, "aria-label": said }),
           element("span", edge.probability.toFixed(2)),
-          element("span", edge.kept ? "● kept" : "left out"),
+          element("span", edge.kept ? "● kept" : edge.shared ? "◐ shared" : "left out"),
         );
         list.append(row);
       }
