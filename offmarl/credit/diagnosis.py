@@ -55,6 +55,7 @@ class Diagnosis:
     overlap: tuple[float, ...]  # [N] how well an agent's causes can be told from others' variables
     episodes: int  # fitted
     varying: float  # share of all variables that vary at all
+    alive: float  # share of the agents, over held-out transitions
 
     @property
     def team_locality(self) -> float | None:
@@ -153,6 +154,11 @@ class Diagnosis:
                 f"{self.locality.overlooked:.0%} of the team reward depends on the variables in a way that the "
                 "split does not see"
             )
+        if self.alive < 1:
+            found.append(
+                f"agents die ({1 - self.alive:.0%} of them are dead in the mean): the dead earn nothing here, so that "
+                "what a task pays to all, such as a victory, goes to the living"
+            )
         fixed = [name for name, share in zip(agents, self.exploration, strict=True) if share < FIXED_RULE]
         if fixed:
             found.append(
@@ -204,6 +210,7 @@ def diagnose(
         overlap=tuple(overlap(samples, edges)),
         episodes=int(samples.episode.max()) + 1,
         varying=len(varying) / len(kinds[0]),
+        alive=float(samples.heldout_alive.float().mean()),
     )
 
 

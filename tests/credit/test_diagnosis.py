@@ -143,6 +143,7 @@ def _diagnosis(**values) -> Diagnosis:
         "overlap": (0.1, 0.2),
         "episodes": 100,
         "varying": 1.0,
+        "alive": 1.0,
     }
     return Diagnosis(**(good | values))
 
@@ -203,6 +204,7 @@ def test_what_two_agents_could_be_paid_for_is_not_one_of_theirs():
         ({"reproducibility": (0.99, 0.7)}, "agree only in part (reproducibility: b 0.70)"),
         ({"locality": _locality(team_r2=0.49, agents=(0.4, 0.5))}, "only 50%"),
         ({"locality": _locality(overlooked=0.07)}, "7% of the team reward"),
+        ({"alive": 0.9}, "agents die (10% of them are dead in the mean)"),
         ({"exploration": (0.9, 0.01)}, "the actions of b follow"),
     ],
 )

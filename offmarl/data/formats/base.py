@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import h5py
 import numpy as np
@@ -26,6 +26,7 @@ from offmarl.errors import DataError, OffmarlError, UsageError
 from offmarl.reporter import Progress
 
 TeamReward = Literal["sum", "copy"]
+MOST_CHOICES = 1 << 16  # of one agent; more are a damaged number rather than a task
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Contents:
             raise DataError(f"observations are empty for all agents ({self.n_agents})")
         if not any(self.action_widths):
             raise DataError(f"actions are empty, or all -1, for all agents ({self.n_agents})")
+        if self.discrete and max(self.action_widths) > MOST_CHOICES:
+            raise DataError(
+                f"an agent has {max(self.action_widths):,} choices, expected at most {MOST_CHOICES:,}"
+            )
 
     @property
     def n_agents(self) -> int:
@@ -79,6 +84,7 @@ class Source(ABC):
     path: Path
     contents: Contents
     beside: Beside | None = None  # what an export of offmarl stored beside it
+    cut_by_horizon: ClassVar[bool] = False  # whether --horizon says where episodes end, also of a known task
 
     @abstractmethod
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
@@ -236,9 +242,26 @@ def reading(path: Path) -> Iterator[None]:
             yield
     except OffmarlError:
         raise
-    except (*DAMAGE, IndexError, TypeError, AttributeError, EOFError) as error:
+    except (
+        *DAMAGE,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        EOFError,
+        IndexError,
+        TypeError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is damaged, or was cut short: {reason[:300]}") from error
+
+
+def choices_of(name: str, largest: float) -> int:
+    """How many choices there are in an array whose largest is `largest`. Raises `DataError` for what is no choice."""
+    if not -1 <= largest < MOST_CHOICES:
+        raise DataError(
+            f"array '{name}' holds {largest:g}, expected choices from 0 to {MOST_CHOICES - 1:,} at most"
+        )
+    return int(largest) + 1
 
 
 def check_numbers(name: str, array: np.ndarray | h5py.Dataset) -> None:

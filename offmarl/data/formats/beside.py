@@ -45,6 +45,9 @@ def write_beside(path: Path, dataset: Dataset, rows: Sequence[str], final: bool)
         file["env"] = card.env.model_dump_json()
         file["references"] = json.dumps(card.references)
         file["arrays"] = json.dumps(list(card.arrays))
+        file["stored"] = json.dumps(
+            [*(f"rows/{name}" for name in lacking), *(f"final/{name}" for name in ends)]
+        )
         file["steps"] = np.diff(start) - 1
         for name, facts in dataset.hidden.items():
             file[f"episode/{name}"] = facts.numpy()
@@ -82,6 +85,13 @@ class Beside:
             self.references: dict[str, float] | None = json.loads(self._text("references"))
             self.arrays: list[str] = json.loads(self._text("arrays"))
             self.steps: np.ndarray = self._file["steps"][:]
+            stored = (
+                json.loads(self._text("stored")) if "stored" in self._file else []
+            )  # older exports do not say
+            if gone := [name for name in stored if name not in self._file]:
+                raise ValueError(f"array '{gone[0]}' is missing")
+            if self.steps.dtype.kind not in "iu" or self.steps.ndim != 1 or (self.steps < 1).any():
+                raise ValueError("array 'steps' does not hold the steps of episodes")
         except (*DAMAGE, ValidationError) as error:
             self.close()
             raise DataError(f"{path} is damaged: {error}") from error

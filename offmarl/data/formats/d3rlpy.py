@@ -30,6 +30,7 @@ from offmarl.data.formats.base import (
     Source,
     TeamReward,
     array_of,
+    choices_of,
     convention_note,
     dataset_blocks,
     ends_of,
@@ -217,7 +218,7 @@ class _AgentFile:
         self.action_width = width
         if self.discrete:
             self._held["actions"] = self.read("actions", 0, len(self.steps))
-            self.action_width = int(self._held["actions"].max()) + 1
+            self.action_width = choices_of("actions", self._held["actions"].max())
 
     def read(self, name: str, first: int, last: int) -> np.ndarray:
         """Steps of episodes first..last, [T, width]."""

@@ -77,6 +77,10 @@ class MinariSource(Source):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """Open it. Raises `DataError` for a damaged one, or for spaces that no agent of offmarl has."""
+        if options.team_reward is not None:
+            raise UsageError(
+                f"--team-reward {options.team_reward}: Minari's format has one reward a step, the team's: leave it out"
+            )
         self.path = path
         folder = path / "data" if (path / "data").is_dir() else path
         minari_storage = _storage()
@@ -118,6 +122,10 @@ class MinariSource(Source):
         infos = first["infos"] or {}
         shapes = self._info_shapes(int(steps[0]) + 1)
         self._infos = {ours for ours, shape in shapes.items() if self._fits(infos.get(INFOS[ours]), shape)}
+        for ours, shape in shapes.items():
+            if INFOS[ours] in infos and ours not in self._infos:
+                expected = [size or "any" for size in shape]
+                notes.append(f"'infos/{INFOS[ours]}' of episode 0 is not of shape {expected}: left out")
         scaled = not self._discrete and any(_bounds(space) is not None for space in acted)
         if scaled:
             notes.append("actions are scaled from their space's bounds to [-1, 1]")
@@ -221,7 +229,12 @@ class MinariSource(Source):
             # An info comes with the observation that a step led to; the first one with the reset.
             rows[name] = with_final_rows(values[1:], one) if name == "agent_reward" else np.asarray(values)
         for name, theirs in (("terminated", "terminations"), ("truncated", "truncations")):
-            rows[name] = np.asarray(episode[theirs], dtype=bool)[-1:]
+            flags = np.asarray(episode[theirs], dtype=bool)
+            if flags.shape != (steps,):
+                raise DataError(
+                    f"array '{theirs}' of episode {number} has shape {list(flags.shape)}, expected [{steps}]"
+                )
+            rows[name] = flags[-1:]
         return rows
 
     def _laid_out(

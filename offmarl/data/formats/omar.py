@@ -21,6 +21,7 @@ from offmarl.data.formats.base import (
     ReadOptions,
     Source,
     check_numbers,
+    choices_of,
     convention_note,
     ends_of,
     last_of_each,
@@ -45,17 +46,15 @@ def recognise(path: Path) -> bool:
 class OmarSource(Source):
     """An open folder; the arrays are mapped, not read."""
 
+    cut_by_horizon = True
+
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """Open it. Raises `UsageError` for a folder of several datasets, `DataError` for a damaged one."""
         self.path = path
         seeds = _seeds(path)
         if seeds and not (path / "obs_0.npy").exists():
             raise UsageError(f"{path} holds {len(seeds)} datasets: name one, for example {seeds[0]}")
-        found = 0
-        while (path / f"obs_{found}.npy").exists():
-            found += 1
-        if not found:
-            raise DataError(f"{path}: array 'obs_0.npy' is missing")
+        found = _agents_of(path)
         n_agents = options.kept_agents(found)
         with reading(path):
             self._arrays = {
@@ -86,7 +85,9 @@ class OmarSource(Source):
             obs_widths=tuple(self._arrays["obs", agent].shape[1] for agent in range(n_agents)),
             discrete=discrete,
             action_widths=tuple(
-                int(self._arrays["acs", agent].max()) + 1 if discrete else self._arrays["acs", agent].shape[1]
+                choices_of(f"acs_{agent}.npy", self._arrays["acs", agent].max())
+                if discrete
+                else self._arrays["acs", agent].shape[1]
                 for agent in range(n_agents)
             ),
             state_dim=self._arrays["states", 0].shape[1] if self._states else 0,
@@ -169,7 +170,7 @@ class OmarSource(Source):
                     f"{self.path}: array 'dones_{agent}.npy', row {row}: agents end at different times, which "
                     "this importer does not know"
                 )
-        breaks = self._breaks()
+        breaks = [self._breaks(agent) for agent in range(n_agents)]
         if done.any():
             ends = np.flatnonzero(done) + 1
             ends = ends if ends[-1] == self._rows else np.append(ends, self._rows)
@@ -193,9 +194,9 @@ class OmarSource(Source):
         self._check_breaks(breaks, np.cumsum(steps) - 1, notes)
         return steps.astype(np.int64), terminated
 
-    def _breaks(self) -> np.ndarray:
+    def _breaks(self, agent: int) -> np.ndarray:
         """Rows whose `next_obs` is not the `obs` of the following row."""
-        obs, successor = self._arrays["obs", 0], self._arrays["next_obs", 0]
+        obs, successor = self._arrays["obs", agent], self._arrays["next_obs", agent]
         found = []
         for begin in range(0, self._rows - 1, SCAN_ROWS):
             end = min(begin + SCAN_ROWS, self._rows - 1)
@@ -203,24 +204,26 @@ class OmarSource(Source):
             found.append(begin + np.flatnonzero(differs))
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
-    def _check_breaks(self, breaks: np.ndarray, ends: np.ndarray, notes: list[str]) -> None:
-        """Compare where observations stop following one another with where episodes were said to end."""
-        inside = np.setdiff1d(breaks, ends)
-        if len(inside):
-            row, length = int(inside[0]), int(breaks[0]) + 1
+    def _check_breaks(self, breaks: list[np.ndarray], ends: np.ndarray, notes: list[str]) -> None:
+        """Compare where each agent's observations stop following one another with where episodes were said to end."""
+        for agent, of_agent in enumerate(breaks):
+            inside = np.setdiff1d(of_agent, ends)
+            if not len(inside):
+                continue
+            row, length = int(inside[0]), int(of_agent[0]) + 1
             for name, at in (("next_obs", row), ("obs", row + 1)):
-                if not np.isfinite(self._arrays[name, 0][at]).all():
-                    raise DataError(f"{self.path}: array '{name}_0.npy', row {at}: not a finite number")
+                if not np.isfinite(self._arrays[name, agent][at]).all():
+                    raise DataError(f"{self.path}: array '{name}_{agent}.npy', row {at}: not a finite number")
             hint = (
                 f"episodes seem to have {length} steps: --horizon {length}"
-                if (np.diff(breaks, prepend=-1) == length).all()
+                if (np.diff(of_agent, prepend=-1) == length).all()
                 else "rows are not in the order of time"
             )
             raise DataError(
-                f"{self.path}: array 'next_obs_0.npy', row {row}: not the observation of row {row + 1}, inside an "
-                f"episode; {hint}"
+                f"{self.path}: array 'next_obs_{agent}.npy', row {row}: not the observation of row {row + 1}, inside "
+                f"an episode; {hint}"
             )
-        running = np.setdiff1d(ends[:-1], breaks)
+        running = np.setdiff1d(ends[:-1], np.concatenate(breaks))
         if len(running):
             notes.append(
                 f"at {len(running)} of {len(ends)} ends of episodes 'next_obs' is the first observation of the next "
@@ -246,6 +249,19 @@ class OmarSource(Source):
         for agent, array in enumerate(arrays):
             stacked[:, agent, : array.shape[1]] = array[begin:end]
         return stacked
+
+
+def _agents_of(path: Path) -> int:
+    """N, by the highest number in the names of files: one that is missing below it is missed."""
+    numbers = [
+        int(number)
+        for kind in KINDS
+        for file in path.glob(f"{kind}_*.npy")
+        if (number := file.stem.removeprefix(f"{kind}_")).isdecimal()
+    ]
+    if not numbers:
+        raise DataError(f"{path}: array 'obs_0.npy' is missing")
+    return max(numbers) + 1
 
 
 def _seeds(path: Path) -> list[str]:

@@ -27,6 +27,7 @@ from offmarl.data.formats.base import (
     ReadOptions,
     Source,
     array_of,
+    choices_of,
     convention_note,
     dataset_blocks,
     hdf5_keys,
@@ -84,6 +85,10 @@ class PymarlSource(Source):
             n_agents = self._arrays["obs"].shape[2]
             rewards = self._arrays["reward"].shape[2]
             self._convention: Literal["sum", "copy"] = "copy"
+            if rewards == 1 and options.team_reward is not None:
+                raise UsageError(
+                    f"--team-reward {options.team_reward}: {path} has one reward a step, the team's: leave it out"
+                )
             if rewards > 1:
                 self._convention = options.team_reward or "sum"
                 notes.append(convention_note(self._convention, False, options.team_reward is None))
@@ -95,7 +100,7 @@ class PymarlSource(Source):
             elif "actions_onehot" in self._file:
                 choices = array_of(self._file, "actions_onehot", 4).shape[3]
             else:
-                choices = 1 + max(int(taken.max()) for taken in self._arrays["actions"])
+                choices = choices_of("actions", np.max([taken.max() for taken in self._arrays["actions"]]))
         self.contents = Contents(
             steps=steps,
             obs_widths=(self._arrays["obs"].shape[3],) * n_agents,

@@ -111,11 +111,25 @@ def _task(request: ImportRequest, known: EnvSpec | None, source: Source) -> EnvS
             raise UsageError(
                 f"{source.path} was exported from {source.beside.spec.id}, not from {request.env}: leave --env out"
             )
+        given = {
+            "--horizon": request.horizon,
+            "--team-reward": request.team_reward,
+            f"--set env.{next(iter(request.env_options), '')}": request.env_options,
+        }
+        if idle := [flag for flag, value in given.items() if value]:
+            raise UsageError(
+                f"{source.path} is an export of offmarl, which knows its task and its rewards: leave out {idle[0]}"
+            )
         check_dimensions(_as_exported(source), source)
         source.contents.notes[:] = [f"an export of offmarl, completed by {source.beside.path.name}"]
         return source.beside.spec
     if request.env is None:
         raise UsageError(f"{source.path} does not say what task it is from: --env NAME")
+    if known is not None and request.horizon is not None and not source.cut_by_horizon:
+        raise UsageError(
+            f"--horizon {request.horizon}: {request.env} is known, and the files say where episodes end: leave it out, "
+            f"or --set env.horizon={request.horizon} where the task was played to another horizon"
+        )
     return resolve_task(request.env, known, request.env_options, source)
 
 

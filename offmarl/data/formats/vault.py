@@ -28,6 +28,7 @@ from offmarl.data.formats.base import (
     Source,
     TeamReward,
     action_rows,
+    choices_of,
     convention_note,
     ends_of,
     last_of_each,
@@ -146,7 +147,7 @@ class VaultSource(Source):
                 continue
             values = self._values(theirs, begin, end)
             if name == "obs":
-                values = np.where(np.isneginf(values), np.float32(0), values)
+                values = self._without_padding(values)
             seen = name not in ("action", "agent_reward")
             arrays[name] = with_final_rows(values, steps, last_of_each(values, steps) if seen else None)
         rewards = paid(self._values("rewards", begin, end), self._convention, begin)
@@ -154,6 +155,11 @@ class VaultSource(Source):
             name: with_final_rows(values, steps) for name, values in rewards.items() if name not in arrays
         }
         return arrays | ends_of(steps, self._terminated[first:last], self._truncated[first:last])
+
+    def _without_padding(self, obs: np.ndarray) -> np.ndarray:
+        """Observations [T, N, O] with zeros in the columns that an agent does not have."""
+        own = np.arange(obs.shape[2]) < np.array(self.contents.obs_widths)[:, None]  # [N, O]
+        return np.where(own, obs, obs.dtype.type(0))
 
     def shown(self, kind: Literal["obs", "action", "state"], agent: int) -> str:
         """The leaf, with its shape up to the last step."""
@@ -182,7 +188,7 @@ class VaultSource(Source):
             raise DataError(f"'{METADATA}' is missing")
         metadata = json.loads(path.read_text(encoding="utf-8"))
         version = metadata.get("version") if isinstance(metadata, dict) else None
-        if not isinstance(version, (int, float)) or int(version) != int(VERSION):
+        if not isinstance(version, (int, float)) or not 1 <= version < 2:
             raise DataError(f"'{METADATA}' has version {version}: versions 1.x can be read")
         leaves = dict(_leaves(metadata.get("structure_shape", {})))
         for name in REQUIRED:
@@ -282,7 +288,8 @@ class VaultSource(Source):
             return int(self._arrays["infos.legals"].shape[3])
         blocks = range(0, self._length, SCAN_ROWS)
         ends = [min(begin + SCAN_ROWS, self._length) for begin in blocks]
-        return 1 + max(int(self._values("actions", *pair).max()) for pair in zip(blocks, ends, strict=True))
+        largest = [self._values("actions", *pair).max() for pair in zip(blocks, ends, strict=True)]
+        return choices_of("actions", np.max(largest))
 
 
 def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
@@ -292,11 +299,13 @@ def write(dataset: Dataset, path: Path, progress: Progress) -> Exported:
     rows, total = action_rows(steps), int(steps.sum())
     n_agents = spec.n_agents
     leaves: dict[str, tuple[str, str, tuple[int, ...]]] = {}  # theirs: (ours, dtype, shape of a step)
+    shape_of = {name: stored.shape[1:] for name, stored in dataset.card.arrays.items()}
+    if spec.rendered:  # observations that are not stored but can be read
+        shape_of["obs"] = (n_agents, spec.obs_dim)
     for name, theirs in OURS.items():
-        if name in dataset.card.arrays:
-            stored = dataset.card.arrays[name]
+        if name in shape_of:
             dtype = "int32" if name == "action" and spec.discrete else "float32"
-            leaves[theirs] = (name, dtype, stored.shape[1:])
+            leaves[theirs] = (name, dtype, shape_of[name])
     leaves["rewards"] = ("team_reward", "float32", (n_agents,))
     leaves["terminals"] = ("terminated", "float32", (n_agents,))
     leaves["truncations"] = ("truncated", "float32", (n_agents,))

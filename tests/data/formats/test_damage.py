@@ -44,6 +44,26 @@ class TestOmar:
         (folder / "next_obs_1.npy").unlink()
         assert "array 'next_obs_1.npy' is missing" in refused(folder, "omar", env="mpe_spread_omar")
 
+    @pytest.mark.parametrize("agent", [0, 1, 2])
+    def test_an_agent_that_lost_a_file_is_missed(self, agent, folder, refused):
+        (folder / f"obs_{agent}.npy").unlink()
+        assert f"array 'obs_{agent}.npy' is missing" in refused(folder, "omar", env="mine")
+
+    def test_an_agent_whose_rows_were_shuffled(self, folder, refused):
+        order = np.random.default_rng(0).permutation(75)
+        for path in folder.glob("*_1.npy"):
+            np.save(path, np.load(path)[order])
+        message = refused(folder, "omar", env="mpe_spread_omar")
+        assert "array 'next_obs_1.npy'" in message
+        assert "rows are not in the order of time" in message
+
+    @pytest.mark.parametrize("choice", [np.inf, np.nan, 1e8, -2])
+    def test_choices_that_are_none(self, choice, folder, refused):
+        for agent in range(3):
+            save(folder, f"acs_{agent}", np.full(75, 1.0))
+        save(folder, "acs_2", np.where(np.arange(75) == 9, choice, -5.0 if choice == -2 else 1.0))
+        assert f"array 'acs_2.npy' holds {choice:g}, expected choices" in refused(folder, "omar", env="mine")
+
     def test_arrays_of_different_length(self, folder, refused):
         save(folder, "acs_2", np.zeros((70, 2)))
         message = refused(folder, "omar", env="mpe_spread_omar")
@@ -242,6 +262,10 @@ class TestVault:
         self.metadata(folder, lambda content: content.update(version=2.0))
         assert "'metadata.json' has version 2.0: versions 1.x" in refused(folder, "vault", env="x")
 
+    def test_a_version_that_is_no_number(self, folder, refused):
+        self.metadata(folder, lambda content: content.update(version=float("inf")))
+        assert "has version inf: versions 1.x" in refused(folder, "vault", env="x")
+
     def test_a_lost_data_file(self, folder, refused):
         largest = max((folder / "d").iterdir(), key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:100])
@@ -324,6 +348,50 @@ class TestOthers:
         with h5py.File(tmp_path / "m" / "data" / "main_data.hdf5", "r+") as file:
             del file["episode_3"]
         assert "is damaged, or was cut short" in refused(tmp_path / "m", "minari")
+
+    @pytest.mark.parametrize("name", ["final/obs", "final/legal", "steps"])
+    def test_a_file_beside_an_export_that_lost_an_array(self, name, mixed, tmp_path, refused):
+        export_dataset(mixed[True], "vault", tmp_path / "v", False, Silent())
+        with h5py.File(tmp_path / "v" / "offmarl.h5", "r+") as file:
+            del file[name]
+        assert "offmarl.h5 is damaged" in refused(tmp_path / "v", "vault")
+
+    def test_steps_beside_an_export_that_are_no_numbers(self, mixed, tmp_path, refused):
+        export_dataset(mixed[True], "vault", tmp_path / "v", False, Silent())
+        with h5py.File(tmp_path / "v" / "offmarl.h5", "r+") as file:
+            steps = file["steps"][:].astype(float)
+            del file["steps"]
+            file["steps"] = steps * np.nan
+        assert "array 'steps' does not hold" in refused(tmp_path / "v", "vault")
+
+    def test_a_group_in_the_place_of_an_array_of_minari(self, mixed, tmp_path, refused):
+        export_dataset(mixed[True], "minari", tmp_path / "m", False, Silent())
+        with h5py.File(tmp_path / "m" / "data" / "main_data.hdf5", "r+") as file:
+            del file["episode_0/rewards"]
+            file.create_group("episode_0/rewards")
+        assert "is damaged, or was cut short" in refused(tmp_path / "m", "minari")
+
+    @pytest.mark.parametrize(
+        ("form", "flag", "options"),
+        [
+            ("vault", "--team-reward", {"team_reward": "sum"}),
+            ("d3rlpy", "--horizon", {"horizon": 50}),
+            ("vault", "--set env.agents", {"env_options": {"agents": 7}}),
+        ],
+    )
+    def test_an_export_of_ours_needs_no_flags(self, form, flag, options, mixed, tmp_path, refused):
+        export_dataset(mixed[False], form, tmp_path / "theirs", False, Silent())
+        message = refused(tmp_path / "theirs", form, UsageError, **options)
+        assert message.endswith(
+            f"is an export of offmarl, which knows its task and its rewards: leave out {flag}"
+        )
+
+    def test_flags_that_mean_nothing_are_refused(self, flashbax_vault, tmp_path, refused):
+        write_pymarl(tmp_path / "m.h5")
+        one = refused(tmp_path / "m.h5", "pymarl", UsageError, env="x", team_reward="sum")
+        assert "has one reward a step, the team's: leave it out" in one
+        known = refused(flashbax_vault[0], "vault", UsageError, env="mpe_spread", horizon=25)
+        assert "mpe_spread is known, and the files say where episodes end" in known
 
     def test_a_d3rlpy_file_that_lost_an_array(self, mixed, tmp_path, refused):
         export_dataset(mixed[False], "d3rlpy", tmp_path / "d", False, Silent())

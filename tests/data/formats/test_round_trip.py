@@ -10,6 +10,7 @@ import pytest
 import torch
 from foreign import write_ours
 
+from offmarl.behaviour.collection import CollectRequest, collect_dataset
 from offmarl.data import hdf5
 from offmarl.data.formats.transfer import export_dataset
 from offmarl.data.store import Dataset
@@ -53,6 +54,27 @@ def test_what_was_exported_comes_back_bit_for_bit(
     assert back.card.provenance["notes"] == [
         f"an export of offmarl, completed by {'theirs.' if form == 'pymarl' else ''}offmarl.h5"
     ]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_observations_that_are_rendered_come_back(form, battle, bring, tmp_path):
+    export_dataset(battle, form, tmp_path / "theirs", False, Silent())
+    back = bring(tmp_path / "theirs", form)
+    assert_equal(battle, back)
+
+
+@pytest.fixture(scope="module")
+def battle(tmp_path_factory) -> Dataset:
+    pytest.importorskip("magent2")
+    request = CollectRequest(
+        env="magent_battle",
+        quality="random",
+        out=tmp_path_factory.mktemp("battle") / "data",
+        transitions=20,
+        num_envs=2,
+        env_options={"agents": 4},
+    )
+    return collect_dataset(request, Silent())
 
 
 @pytest.fixture(scope="module")
