@@ -123,7 +123,13 @@ def collect(
     print_dataset(terminal, dataset)
     where = dataset.card.id if out is None else str(dataset.folder)
     terminal.line(f"wrote {dataset.folder}")
-    terminal.line(f"next: offmarl decompose --dataset {where}")
+    opposed = dataset.spec.opposed  # both sides' rewards add up to no team's
+    following = (
+        f"train --dataset {where} --learner cmfq --rewards true"
+        if opposed
+        else f"decompose --dataset {where}"
+    )
+    terminal.line(f"next: offmarl {following}")
 
 
 @app.add(example="offmarl decompose --dataset mpe_targets/expert-free-riders-4-v0 --method macca")
@@ -295,6 +301,10 @@ def evaluate(
     terminal.table(report.title, report.columns(), report.rows())
     for note in report.notes():
         terminal.line(note)
+    if any(one.spec.opposed for one in runs):
+        terminal.line(
+            "both sides were played by the policy itself: wins say nothing of its strength, offmarl tournament does"
+        )
     if figure is not None:
         from offmarl.report.figures import draw_scores
 

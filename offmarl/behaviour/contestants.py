@@ -1,8 +1,10 @@
 """Who plays in a tournament, by name: a run, a behaviour policy in a file, `random` or `charge`."""
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from offmarl.errors import UsageError
 from offmarl.learners.base import Learner
 from offmarl.learners.meanfield.base import MeanFieldLearner
 from offmarl.learners.registry import LEARNERS
+from offmarl.training.checkpoint import read_tensors
 from offmarl.training.run import find_run, load_policy
 from offmarl.training.units import UnitPolicy
 
@@ -78,10 +81,28 @@ def find_contestant(
             f"{title} acts for the very agents that it was trained with: games are for learners of single units "
             f"({', '.join(UNIT_LEARNERS)}), random and charge"
         )
-    identity = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    return Contestant(title, identity, tuple(learner.seeds), learner)
+    return Contestant(title, _identity(learner, source), tuple(learner.seeds), learner)
+
+
+def _identity(learner: MeanFieldLearner, source: Path) -> str:
+    """The same for whatever plays alike: by what the file holds, since the same training may write other bytes."""
+    metadata, tensors = read_tensors(source, "policy", "cpu")
+    about = [type(learner).__name__, asdict(learner.config), learner.spec.model_dump(mode="json"), metadata]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def find_contestants(names: Sequence[str], env: str, device: torch.device | str = "cpu") -> list[Contestant]:
-    """All of them, in order. Raises `UsageError` like `find_contestant`."""
-    return [find_contestant(name, env, device) for name in names]
+    """All of them, in order; where two who play differently would be called the same, each as it was given.
+
+    Raises `UsageError` like `find_contestant`.
+    """
+    found = [find_contestant(name, env, device) for name in names]
+    count = Counter(name for name, _ in {(one.name, one.identity) for one in found})
+    return [
+        replace(one, name=str(Path(given))) if count[one.name] > 1 else one
+        for one, given in zip(found, names, strict=True)
+    ]

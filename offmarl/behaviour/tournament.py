@@ -222,11 +222,15 @@ def play_tournament(
         raise UsageError(
             f"{name} is named twice: nobody fights himself"
             if one
-            else f"two contestants are called {name}: rename the file, or the folder, of one"
+            else f"two contestants are called {name}: give one of them another path"
         )
     meetings = [
         meeting for size in sorted(set(agents)) for meeting in _meetings(contestants, size, rules, folder)
     ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"games cannot be written into {folder}: {error.strerror or error}") from error
     pairs = {meeting.path: pair for meeting in meetings if (pair := _stored(meeting.path)) is not None}
     to_do = [meeting for meeting in meetings if meeting.path not in pairs]
     if pairs:

@@ -301,6 +301,10 @@ def make_magent(
     named = getattr(resolved, "opponent", "random")
     if named not in ("random", "charge"):
         raise unknown_name("opponent", named, ["random", "charge"])
+    if named != "random" and getattr(resolved, "background", "none") == "none":
+        raise UsageError(
+            f"{env_id}: env.opponent={named} plays what env.background names, and that is nobody: leave it out"
+        )
     if opponent is not None:
         if getattr(resolved, "background", "none") == "none":
             refuse_opponent(env_id, opponent)

@@ -39,6 +39,10 @@ def require_weights(learner: Learner, spec: EnvSpec, unit: str) -> MeanFieldLear
         raise UsageError(
             "--weights: this policy looks at no neighbours; those of cmfq, mfq, attention_mfq do"
         )
+    if learner.draws_weights:
+        raise UsageError(
+            "--weights: this policy draws its weights anew whenever a unit looks: there are none to show"
+        )
     if unit not in spec.agents:
         raise unknown_name("agent of --weights", unit, spec.agents)
     return learner

@@ -39,7 +39,7 @@ class TournamentReport:
     @property
     def title(self) -> str:
         """What the table shows."""
-        return f"{self.rules.env}, {self.rules.epsilon:.0%} of all choices random"
+        return f"{self.rules.env}, {self.rules.epsilon:.0%} of the learners' choices random"
 
     @property
     def labels(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ def draw_tournament(report: TournamentReport, path: Path) -> None:
             axes.set_yticks(range(len(names)), labels)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-        panels[0].set_ylabel("wins of" if report.battle else "predators")
+        panels[0].set_ylabel("points of" if report.battle else "predators")
         figure.supxlabel("against" if report.battle else "prey", fontsize=8)
     save(figure, path)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from offmarl.behaviour import tournament
 from offmarl.behaviour.checkpoint import save_policy
-from offmarl.behaviour.contestants import Contestant, find_contestant
+from offmarl.behaviour.contestants import Contestant, find_contestant, find_contestants
 from offmarl.behaviour.games import Outcome
 from offmarl.behaviour.online import Checkpoint
 from offmarl.behaviour.self_play import self_play_config, self_play_learner
@@ -18,6 +18,7 @@ from offmarl.envs.magent import describe
 from offmarl.errors import UsageError
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Silent
+from offmarl.training.checkpoint import read_tensors, write_tensors
 
 pytest.importorskip("magent2")
 
@@ -147,8 +148,28 @@ def test_what_was_played_is_kept_and_a_damaged_file_is_played_again(monkeypatch,
 
 def test_two_of_one_name_are_told_apart_before_they_play(tmp_path):
     same = [Contestant("cmfq/expert", "1"), Contestant("cmfq/expert", "2")]
-    with pytest.raises(UsageError, match="two contestants are called cmfq/expert: rename"):
+    with pytest.raises(UsageError, match="two contestants are called cmfq/expert: give one"):
         play_tournament(same, [4], RULES, tmp_path, Silent())
+
+
+def test_who_plays_alike_is_the_same_and_who_does_not_gets_the_name_that_was_given(policy_file, tmp_path):
+    metadata, tensors = read_tensors(policy_file, "policy", "cpu")
+    twin, other = (tmp_path / name / "cmfq" / "expert.safetensors" for name in ("twin", "other"))
+    for path in (twin, other):
+        path.parent.mkdir(parents=True)
+    write_tensors(twin, tensors, dict(reversed(metadata.items())))
+    changed = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    write_tensors(other, changed, metadata)
+    one, same, different = find_contestants([str(policy_file), str(twin), str(other)], "magent_battle")
+    assert one.identity == same.identity != different.identity
+    assert [one.name, different.name] == [str(policy_file), str(other)]
+    assert find_contestant(str(twin), "magent_battle").name == "cmfq/expert"
+
+
+def test_a_folder_that_cannot_be_written_into_is_told_before_a_game(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"games cannot be written into .*file: File exists"):
+        play_tournament([RANDOM, CHARGE], [4], RULES, tmp_path / "file", Silent())
 
 
 @pytest.mark.parametrize(

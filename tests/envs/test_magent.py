@@ -198,6 +198,8 @@ def test_one_side_learns_against_a_policy_that_is_shown_what_its_side_sees() -> 
     assert torch.equal(first.position, last.position)
     with pytest.raises(UsageError, match="no opponent to replace"):
         make("magent_battle", options=BOTH, opponent=opponent)
+    with pytest.raises(UsageError, match="that is nobody: leave it out"):
+        make("magent_battle", options={**BOTH, "opponent": "charge"})
 
 
 def test_groups_of_different_choices_have_legal_ones() -> None:

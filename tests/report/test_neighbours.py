@@ -93,6 +93,8 @@ def test_neighbours_are_the_darker_the_more_they_count():
 def test_who_weighs_nobody_is_told_in_a_line():
     with pytest.raises(UsageError, match="looks at no neighbours"):
         require_weights(learner("idqn"), SPEC, "red_0")
+    with pytest.raises(UsageError, match="draws its weights anew"):
+        require_weights(learner("random_mfq"), SPEC, "red_0")
     with pytest.raises(UsageError, match="red_8"):
         require_weights(learner(), SPEC, "red_9")
 

@@ -12,7 +12,7 @@ from offmarl.settings import Count, Natural
 
 @dataclass(frozen=True)
 class LargeHuntOptions(ClassicHuntOptions):
-    """Options of mpe_predator_prey_large: the paper's numbers, and choices, which mean-field learners need."""
+    """Options of mpe_predator_prey_large: the paper's numbers, and choices as in the paper."""
 
     agents: Count = 20
     prey: Count = 40

@@ -71,6 +71,7 @@ class MeanFieldLearner(Learner):
     action_type = "discrete"
     batch_unit = "units"
     looks_around: ClassVar[bool] = True  # whether values depend on neighbours
+    draws_weights: ClassVar[bool] = False  # whether their weights are drawn at random
     network_name: ClassVar[str]  # what the acting network is called in a checkpoint
     trunks: ClassVar[Mapping[str, type[MeanFieldNetwork]]] = {
         "mlp": MeanFieldNetwork,

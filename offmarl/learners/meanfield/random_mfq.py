@@ -28,6 +28,7 @@ class RandomMFQ(IndividualWeights):
     """Causal effects drawn uniformly in [0, 1), anew whenever a unit looks."""
 
     config_class = RandomMFQConfig
+    draws_weights = True
     config: RandomMFQConfig
 
     def look(
