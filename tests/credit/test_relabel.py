@@ -154,13 +154,15 @@ def test_figures_that_are_no_numbers_are_not_printed(dataset, monkeypatch):
     plain = EqualSplit.assign
 
     def odd(self, transitions):
-        agents = [AgentVerdict("a", "v", ambiguity=float("nan"), reproducibility=0.5)]
+        agents = [
+            AgentVerdict(who, "v", ambiguity=float("nan"), reproducibility=0.5) for who in self.spec.agents
+        ]
         return replace(plain(self, transitions), metrics={"fit_r2": float("-inf")}, agents=agents)
 
     monkeypatch.setattr(EqualSplit, "assign", odd)
     credit = decompose(dataset, "mean").credit
     assert credit.metrics == {"fit_r2": None}
-    assert credit.agents == [AgentVerdict("a", "v", reproducibility=0.5)]
+    assert credit.agents == [AgentVerdict(who, "v", reproducibility=0.5) for who in dataset.spec.agents]
 
 
 def test_numbers_that_json_lacks_become_null(dataset):
