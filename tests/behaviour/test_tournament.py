@@ -219,3 +219,13 @@ def test_a_tournament_on_the_command_line(policy_file, offmarl, succeed, tmp_pat
     told = offmarl(command)
     assert "6 of 6 pairs were played before" in told.stderr
     assert "4 agents" in told.stdout  # what the policy was trained on
+
+
+def test_who_plays_both_armies_is_told_what_to_do_and_what_wins_mean(offmarl):
+    options = "--set env.agents=5 --set env.background=none --set env.horizon=10"
+    collected = offmarl(f"collect --env magent_battle --quality random --steps 20 --num-envs 2 {options}")
+    following = collected.stdout.partition("next: offmarl ")[2].strip()
+    assert following.endswith("--learner cmfq --rewards true")
+    small = "--steps 2 --set train.batch_size=16 --set learner.hidden=[8]"
+    assert offmarl(f"{following} {small}").returncode == 0
+    assert "both sides were played by the policy itself" in offmarl("evaluate --episodes 1").stdout

@@ -4,6 +4,7 @@ import pytest
 from recording import HASTY
 
 from offmarl.credit.owner import read_owner
+from offmarl.credit.registry import require_setting
 from offmarl.credit.relabel import decompose
 from offmarl.errors import UsageError
 
@@ -55,3 +56,11 @@ def test_the_map_is_kept_with_the_decomposition(dataset):
     assert about["config"]["owner"] == owner
     with pytest.raises(UsageError, match="agent_9"):
         decompose(dataset, values=HASTY | {"owner": {"agent_0.x0": "agent_9"}}, name="other")
+
+
+def test_methods_that_ask_no_owner_take_no_map():
+    for method in ("macca", "additive", "shapley"):
+        require_setting(method, "owner", "--owner")
+    for method in ("macca-paper", "difference", "mean"):
+        with pytest.raises(UsageError, match=f"'{method}'; it is for: macca, additive, shapley"):
+            require_setting(method, "owner", "--owner")
