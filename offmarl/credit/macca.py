@@ -175,7 +175,7 @@ class Macca(FittedDecomposer):
         if not self.mask.any():
             self.reason = "no variable explains the team reward"
             return
-        self.shared_parents = self.mask.any(0) & samples.shared
+        self.shared_parents = self.shared_parents_of(samples, self.mask)
         self.fitted = self.refit(samples, self.mask)
         self.diagnosis = self.diagnose(samples, self.fitted)
         self.reason = self.diagnosis.reason_to_fall_back(self.spec.agents)
@@ -238,12 +238,16 @@ class Macca(FittedDecomposer):
         return mask
 
     @staticmethod
-    def open_shared_parents(samples: Samples, masks: Tensor) -> Tensor:
-        """The edges to refit, [M, N, V] bool: a parent that is nobody's and that one head uses is open to all.
+    def shared_parents_of(samples: Samples, masks: Tensor) -> Tensor:
+        """The parents that are nobody's and that some head of `masks` [..., N, V] uses: [..., V] bool."""
+        return masks.any(-2) & samples.shared
+
+    def open_shared_parents(self, samples: Samples, masks: Tensor) -> Tensor:
+        """The edges to refit, [M, N, V] bool: a shared parent is open to all.
 
         Otherwise a term that every agent is paid lands in whichever head found it first.
         """
-        return masks | (masks.any(1, keepdim=True) & samples.shared)
+        return masks | self.shared_parents_of(samples, masks).unsqueeze(-2)
 
     def choose_mask(self, samples: Samples, masks: Tensor) -> int:
         """Index of the sparsest mask of [M, N, V] whose refit explains held-out rewards about as well as any."""

@@ -62,9 +62,10 @@ def test_arrays_and_numbers_of_any_kind_become_plain_ones(transitions, answer):
         (
             "masks",
             torch.zeros(2, 7),
-            r"masks has the shape \[2, 7\], expected \[N, V\], V the number of input_names",
+            r"masks has the shape \[2, 7\], expected \[N, V\] = \[2, 0\], V the number of input_names",
         ),
         ("shared_parents", torch.zeros(7), r"shared_parents has the shape \[7\], expected \[V\]"),
+        ("heldout_rows", torch.tensor(3), r"heldout_rows has the shape \[\], expected \[H\]"),
         ("heldout_rows", torch.zeros(0), "heldout_rows are to be some of the rows 0 to 51"),
         ("heldout_rows", torch.tensor([52]), "heldout_rows are to be some of the rows 0 to 51"),
         ("heldout_rows", torch.tensor([25]), "heldout_rows name last rows"),

@@ -85,9 +85,8 @@ class Beside:
             self.references: dict[str, float] | None = json.loads(self._text("references"))
             self.arrays: list[str] = json.loads(self._text("arrays"))
             self.steps: np.ndarray = self._file["steps"][:]
-            stored = (
-                json.loads(self._text("stored")) if "stored" in self._file else []
-            )  # older exports do not say
+            # Older exports do not say what they stored.
+            stored = json.loads(self._text("stored")) if "stored" in self._file else []
             if gone := [name for name in stored if name not in self._file]:
                 raise ValueError(f"array '{gone[0]}' is missing")
             if self.steps.dtype.kind not in "iu" or self.steps.ndim != 1 or (self.steps < 1).any():
