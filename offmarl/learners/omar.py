@@ -50,27 +50,29 @@ class OMAR(CQL):
 
     @torch.no_grad()
     def rectified(self, states: States) -> Tensor:
-        """â: the best of the policy's action and the last round's samples, [S, N, B, A]."""
+        """â: the best of the policy's action and the last round's samples, [S, N, B, A].
+
+        Samples lie [S, N, A, K, B], the long axis last: PyTorch takes a tenth of the time over such rows.
+        """
         S, N, B, A = states.action.shape
-        K = self.config.samples
-        mean = states.obs.new_full((S, N, B, 1, A), self.config.first_mean)
-        sd = states.obs.new_full((S, N, B, 1, A), self.config.first_sd)
+        mean = states.obs.new_full((S, N, A, 1, B), self.config.first_mean)
+        sd = states.obs.new_full((S, N, A, 1, B), self.config.first_sd)
         for _ in range(self.config.rounds):
-            sampled = (mean + sd * self.normal(N, B, K, A)).clamp_(-1, 1)
+            sampled = (mean + sd * self.normal(N, A, self.config.samples, B)).clamp_(-1, 1)
             if self._used is not None:
-                sampled *= self._used.unsqueeze(2)
-            q = self.first_q(states, sampled)  # [S, N, B, K]
+                sampled *= self._used.mT.unsqueeze(2)  # [N, A, 1, 1]
+            q = self.first_q(states, sampled.transpose(2, 4))  # [S, N, B, K]
             mean, sd = self.refitted(sampled, q)
-        policy_action = self.actions(self.policy, states.obs)[0].unsqueeze(3)
-        candidates = torch.cat([sampled, policy_action], dim=3)
-        q = torch.cat([q, self.first_q(states, policy_action)], dim=3)
-        best = q.argmax(3, keepdim=True).unsqueeze(-1).expand(S, N, B, 1, A)
-        return candidates.gather(3, best).squeeze(3)
+        policy_action = self.actions(self.policy, states.obs)[0]
+        q = torch.cat([q, self.first_q(states, policy_action.unsqueeze(3))], dim=3)
+        candidates = torch.cat([sampled, policy_action.mT.unsqueeze(3)], dim=3)  # [S, N, A, K + 1, B]
+        best = q.argmax(3).view(S, N, 1, 1, B).expand(S, N, A, 1, B)
+        return candidates.gather(3, best).squeeze(3).mT.contiguous()
 
     @staticmethod
     def refitted(sampled: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of samples [..., K, A] weighted by softmax Q [..., K]: [..., 1, A] (eq. 5)."""
-        weight = softmax(q).unsqueeze(-1)
+        """Moments of samples [..., A, K, B] weighted by softmax Q [..., B, K]: mean and sd [..., A, 1, B] (eq. 5)."""
+        weight = softmax(q).mT.unsqueeze(-3)  # [..., 1, K, B]
         mean = (weight * sampled).sum(-2, keepdim=True)
         variance = (weight * (sampled - mean).square()).sum(-2, keepdim=True)
         return mean, variance.sqrt().clamp_(min=NARROWEST)

@@ -54,13 +54,13 @@ def test_the_search_closes_in_on_a_narrow_hill(continuous, monkeypatch):
 def test_samples_are_refitted_by_their_softmax():
     from offmarl.learners.omar import OMAR
 
-    sampled = torch.tensor([[0.0], [1.0]])
-    mean, sd = OMAR.refitted(sampled, torch.tensor([0.0, 3.0]).log().nan_to_num(neginf=-1e9))
-    torch.testing.assert_close(mean, torch.tensor([[1.0]]))
+    sampled = torch.tensor([[[0.0], [1.0]]])  # [A, K, B], all but K one
+    mean, sd = OMAR.refitted(sampled, torch.tensor([[0.0, 3.0]]).log().nan_to_num(neginf=-1e9))
+    torch.testing.assert_close(mean, torch.tensor([[[1.0]]]))
     assert 0 < sd < 0.01
-    mean, sd = OMAR.refitted(sampled, torch.tensor([1.0, 3.0]).log())
-    torch.testing.assert_close(mean, torch.tensor([[0.75]]))
-    torch.testing.assert_close(sd.square(), torch.tensor([[0.25 * 0.75]]))
+    mean, sd = OMAR.refitted(sampled, torch.tensor([[1.0, 3.0]]).log())
+    torch.testing.assert_close(mean, torch.tensor([[[0.75]]]))
+    torch.testing.assert_close(sd.square(), torch.tensor([[[0.25 * 0.75]]]))
 
 
 def test_narrower_agents_stay_narrow():
