@@ -83,14 +83,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Move a finished folder to its final name, replacing what stood there."""
+    """Move a finished folder to its final name, replacing what stood there (of a link, the link alone)."""
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         retired = final.with_name(f".{final.name}.retired")
-        shutil.rmtree(retired, ignore_errors=True)
+        _remove(retired)
         os.replace(final, retired)
         os.replace(temporary, final)
-        shutil.rmtree(retired)
+        _remove(retired)
     else:
         os.replace(temporary, final)
     fsync_folder(final.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or the link to one, if it is there."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)

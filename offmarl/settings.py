@@ -12,13 +12,16 @@ from offmarl.errors import UsageError, unknown_name
 Config = TypeVar("Config")
 
 # Bounds that a config declares and `configure` checks.
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+LARGEST = 1e30  # beyond it single precision overflows as soon as anything is squared or summed
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Discount = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+# Units of each hidden layer. One of 100,000,000 would take all memory, its neighbours' too, before anyone can be told.
+Hidden = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1)]
 
 
 def parse_yaml(text: str) -> Any:

@@ -34,3 +34,18 @@ def test_replacing_a_folder_leaves_only_the_new_one(tmp_path):
     replace_folder(tmp_path / "new", tmp_path / "final")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (tmp_path / "final" / "content").read_text() == "new"
+
+
+def test_a_link_to_a_folder_is_replaced_and_not_what_it_points_to(tmp_path):
+    for name in ("elsewhere", "first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    (tmp_path / "final").symlink_to(tmp_path / "elsewhere")
+    for name in ("first", "second"):
+        replace_folder(tmp_path / name, tmp_path / "final")
+        assert (tmp_path / "final" / "content").read_text() == name
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != "second") == [
+            "elsewhere",
+            "final",
+        ]
+    assert (tmp_path / "elsewhere" / "content").read_text() == "elsewhere"

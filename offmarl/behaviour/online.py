@@ -7,10 +7,8 @@ of the published expert data (516.8) in half a minute of one core.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.behaviour.random import RandomPolicy
@@ -24,7 +22,7 @@ from offmarl.learners.base import ObservingLearner
 from offmarl.learners.mixers import MixerKind
 from offmarl.learners.registry import make_learner
 from offmarl.reporter import Progress
-from offmarl.settings import Count, Discount, Fraction, NonNegative, Positive
+from offmarl.settings import Count, Discount, Fraction, Hidden, NonNegative, Positive
 from offmarl.streams import stream, stream_seed
 from offmarl.training.acting import LearnerPolicy
 from offmarl.training.memory import keep_freed_memory
@@ -44,7 +42,7 @@ class OnlineConfig(Schedule):
     noise: NonNegative = 0.1  # standard deviation of Gaussian exploration; TD3 (Fujimoto et al. 2018)
     batch_rows: Count = 1_024  # agents' transitions in a batch, of all agents together
     capacity: Count = 1_000_000  # agents' transitions kept
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 64)
+    hidden: Hidden = (64, 64)
     learning_rate: Positive = 3e-3
     gamma: Discount = 0.95  # OMAR (Pan et al. 2022), horizon 25
     tau: Fraction = 0.01  # OMAR

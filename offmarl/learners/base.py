@@ -6,10 +6,9 @@ Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choice
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from offmarl.data.table import Statistics, Transitions
@@ -17,7 +16,7 @@ from offmarl.envs.base import EnvSpec
 from offmarl.errors import DataError
 from offmarl.learners.networks import Network, StackedMLP
 from offmarl.policy import OBSERVATION_LIMIT, policy_of
-from offmarl.settings import Count, Discount, Fraction, Positive
+from offmarl.settings import Discount, Fraction, Hidden, Positive
 from offmarl.streams import stream
 
 Metrics = dict[str, Tensor]  # [S] each
@@ -32,7 +31,7 @@ USUAL_BATCH: dict[Unit, int] = {"transitions": 1_024, "episodes": 32, "units": 1
 class LearnerConfig:
     """Settings of every learner."""
 
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 64)  # OMAR (Pan et al. 2022), MPE tasks
+    hidden: Hidden = (64, 64)  # OMAR (Pan et al. 2022), MPE tasks
     learning_rate: Positive = 3e-3  # fastest that stayed stable here for TD3 online; OMAR: 1e-2, TD3: 3e-4
     gradient_clip: Positive | None = 0.5  # OMAR's code; norm per network; null: none
 
@@ -201,11 +200,21 @@ class Learner(ABC):
                 raise DataError(
                     f"tensor '{name}' has shape {found} in the checkpoint, but the settings give {expected}"
                 )
+            if state[name].dtype != tensor.dtype:
+                raise DataError(
+                    f"tensor '{name}' holds {state[name].dtype} in the checkpoint, not {tensor.dtype}"
+                )
+            if not bool(state[name].isfinite().all()):
+                raise DataError(
+                    f"tensor '{name}' of the checkpoint is damaged: not all of it are finite numbers"
+                )
         if not training:
             return
         generators = state.get("generators")
         if generators is None or len(generators) != len(self.generators):
             raise DataError(f"the checkpoint does not hold generators for {len(self.generators)} seeds")
+        if generators.dtype != torch.uint8:
+            raise DataError(f"the checkpoint is damaged: 'generators' holds {generators.dtype}, not bytes")
         if len(generators[0]) != len(self.generators[0].get_state()):
             raise DataError(
                 f"the checkpoint was not written on {self.device.type}, and generators cannot change device: "

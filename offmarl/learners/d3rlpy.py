@@ -104,9 +104,19 @@ class D3rlpyLearner(ObservingLearner):
             try:
                 made.create_impl((self.input_dim,), self.widths[network])
             except (ValueError, TypeError, AssertionError, KeyError) as error:
-                raise UsageError(f"d3rlpy refuses these settings of {self.algorithm}: {error}") from error
+                raise self.refusal(error) from error
         self.keep(f"network.{seed}.{network}", _Tensors(made.impl.modules))
         return made.impl
+
+    def refusal(self, error: Exception) -> UsageError:
+        """Say what d3rlpy said, in one line; its assertions say nothing."""
+        text = str(error).partition("\n")[0] or f"{type(error).__name__} without a reason"
+        given = {
+            known.name: getattr(self.config, known.name)
+            for known in fields(self.config)
+            if getattr(self.config, known.name) != known.default
+        }
+        return UsageError(f"d3rlpy refuses these settings of {self.algorithm}, {given}: {text}")
 
     @contextmanager
     def drawing(self, seed: int, *names: str | int) -> Iterator[None]:
@@ -186,9 +196,9 @@ class D3rlpyLearner(ObservingLearner):
                         metrics = implementation.update(mini, step)
                     except (ValueError, AssertionError) as error:  # a setting, or NaN in a distribution
                         _check_finite(implementation)
-                        raise UsageError(
-                            f"d3rlpy refuses these settings of {self.algorithm}: {error}"
-                        ) from error
+                        if "found invalid values" in str(error):
+                            raise FloatingPointError("a distribution's parameters are not finite") from error
+                        raise self.refusal(error) from error
                     if step % Q_EVERY == 0:
                         metrics |= _q_mean(implementation, mini, self.spec.discrete)
                     for name, value in metrics.items():

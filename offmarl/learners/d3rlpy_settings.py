@@ -9,17 +9,25 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from offmarl.errors import UsageError, unknown_name
 from offmarl.learners.base import ObservingConfig
-from offmarl.settings import Count, Discount, Positive
+from offmarl.settings import Count, Discount, Fraction, Hidden, NonNegative, Positive, Share
 
 PREFIX = "d3rlpy:"
 
 # Settings of d3rlpy that have their own place here: train.batch_size, normalise_observations, standardise_rewards.
 # Actions are in [-1, 1] already. Captured CUDA graphs would fix what is random.
 ELSEWHERE = ("batch_size", "observation_scaler", "action_scaler", "reward_scaler", "compile_graph")
+
+# Parameters of its factories that d3rlpy does not check.
+SIZES: dict[str, Any] = {
+    "hidden_units": Hidden,
+    "n_quantiles": Count,
+    "n_greedy_quantiles": Count,
+    "embed_size": Count,
+}
 
 
 @dataclass
@@ -30,7 +38,7 @@ class D3rlpyConfig(ObservingConfig):
     """
 
     # Of every encoder without a factory of its own; d3rlpy's default.
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 256)
+    hidden: Hidden = (256, 256)
     # Replaces all of the algorithm's learning rates; null: each its own.
     learning_rate: Positive | None = None  # type: ignore[assignment]
     gradient_clip: Positive | None = None  # of every optimiser without a factory of its own
@@ -48,14 +56,14 @@ def d3rlpy_algorithm(name: str, action_type: str) -> type[Any]:
     wanted = name.removeprefix(PREFIX)
     algorithms = _algorithms()
     if wanted not in {known for known, _ in algorithms}:
-        raise unknown_name("d3rlpy algorithm", wanted, {known for known, _ in algorithms})
+        raise unknown_name("d3rlpy algorithm", wanted, _usable(action_type))
     problem = next((why for (known, _), (_, why) in algorithms.items() if known == wanted and why), None)
     if problem is not None:
-        raise UsageError(f"learner '{name}' {problem}; those that can be trained: {_usable(action_type)}")
+        raise UsageError(f"learner '{name}' {problem}; those that can be trained: {_listed(action_type)}")
     if (wanted, action_type) not in algorithms:
         raise UsageError(
             f"learner '{name}' has no {action_type} actions, which this dataset has; those that do: "
-            f"{_usable(action_type)}"
+            f"{_listed(action_type)}"
         )
     return algorithms[wanted, action_type][0]
 
@@ -101,10 +109,15 @@ def _algorithms() -> dict[tuple[str, str], tuple[type[Any], str | None]]:
     return found
 
 
-def _usable(action_type: str) -> str:
+def _usable(action_type: str) -> list[str]:
     """List the names that can be trained on this kind of action."""
-    names = [known for (known, kind), (_, why) in _algorithms().items() if kind == action_type and not why]
-    return ", ".join(PREFIX + known for known in sorted(names))
+    return sorted(
+        known for (known, kind), (_, why) in _algorithms().items() if kind == action_type and not why
+    )
+
+
+def _listed(action_type: str) -> str:
+    return ", ".join(PREFIX + known for known in _usable(action_type))
 
 
 def settings_class(name: str, action_type: str, d3rlpy_config: type[Any]) -> type[D3rlpyConfig]:
@@ -116,17 +129,27 @@ def settings_class(name: str, action_type: str, d3rlpy_config: type[Any]) -> typ
         if _is_factory(known):
             settings.append((known.name, dict[str, Any] | None, field(default=None)))
         else:
-            settings.append((known.name, _bounded(known), field(default=known.default)))
+            settings.append((known.name, _bounded(known, name), field(default=known.default)))
     title = "".join(part.capitalize() for part in (action_type, *name.split("_")))
     return make_dataclass(
         f"{title}D3rlpyConfig", settings, bases=(D3rlpyConfig,), namespace={"__doc__": d3rlpy_config.__doc__}
     )
 
 
-def _bounded(known: Any) -> Any:
+def _bounded(known: Any, algorithm: str) -> Any:
     """The type of one of d3rlpy's settings, within the bounds that d3rlpy itself does not check."""
     if known.name == "gamma":
         return Discount
+    if known.name == "tau":
+        return Fraction
+    if known.name == "expectile":
+        return Share
+    if known.name == "lam":  # AWAC's temperature; elsewhere the weight of the smaller of the critics
+        return Positive if algorithm == "awac" else Annotated[float, Field(ge=0, le=1)]
+    if known.name in ("initial_temperature", "initial_alpha"):  # their logarithm is learnt
+        return Positive
+    if known.name.endswith("learning_rate"):  # of a temperature or a multiplier: 0 leaves it as it is
+        return NonNegative if known.name.startswith(("alpha", "temp")) else Positive
     if known.type is int and (known.name.startswith("n_") or known.name.endswith("_interval")):
         return Count
     return known.type
@@ -180,12 +203,21 @@ def _factory(name: str, given: dict[str, Any], usual: Any) -> Any:
                 f"learner.{name}: '{key}' is not known: expected {{type: NAME, params: {{...}}}}"
             )
     kind, parameters = given.get("type", usual.get_type()), given.get("params") or {}
-    if kind not in known:
+    if not isinstance(parameters, dict):
+        raise UsageError(f"learner.{name}: params={parameters!r}: expected {{NAME: VALUE, ...}}")
+    if not isinstance(kind, str) or kind not in known:
         raise unknown_name(f"type of learner.{name}", str(kind), known)
     names = [part.name for part in fields(known[kind])]
     for parameter in parameters:
         if parameter not in names:
             raise unknown_name(f"parameter of learner.{name}", parameter, names)
+    for parameter in parameters.keys() & SIZES:
+        try:
+            TypeAdapter(SIZES[parameter]).validate_python(parameters[parameter])
+        except ValidationError as error:
+            raise UsageError(
+                f"learner.{name}: {parameter}={parameters[parameter]!r}: {error.errors()[0]['msg']}"
+            ) from error
     try:
         return known[kind].deserialize_from_dict(parameters)
     except (TypeError, ValueError, KeyError) as error:

@@ -24,6 +24,7 @@ from offmarl.learners.softmax import softmax
 from offmarl.settings import Count, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
+InRange = Annotated[float, Field(ge=-1, le=1)]  # of actions
 NARROWEST = 1e-3  # standard deviation below which sampling again finds nothing new
 
 
@@ -34,7 +35,7 @@ class OMARConfig(CQLConfig):
     coefficient: Share = 0.9  # τ, weight of rectification; OMAR: .7 to 1 but for world-medium (.1)
     rounds: Count = 3  # of sampling and refitting; OMAR's code: 3, in HalfCheetah 2
     samples: Count = 10  # a round; OMAR's code: 10, in HalfCheetah 20
-    first_mean: float = 0.0  # of the first round's Gaussian; OMAR's code
+    first_mean: InRange = 0.0  # of the first round's Gaussian; OMAR's code
     first_sd: Positive = 2.0  # clipped to [-1, 1] mostly corners, which is where experts act; OMAR's code
 
 

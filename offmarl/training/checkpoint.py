@@ -46,7 +46,13 @@ class Checkpoint:
             for name, tensor in tensors.items()
             if name.startswith(_LEARNER)
         }
-        return cls(int(metadata["step"]), learner, tensors[_SAMPLING], json.loads(metadata["metrics"]))
+        try:
+            step, metrics = int(metadata["step"]), json.loads(metadata["metrics"])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path} is damaged: its step or its metrics cannot be read ({error})") from error
+        if tensors[_SAMPLING].dtype != torch.uint8:
+            raise DataError(f"{path} is damaged: '{_SAMPLING}' holds {tensors[_SAMPLING].dtype}, not bytes")
+        return cls(step, learner, tensors[_SAMPLING], metrics)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 Shapes: B frames, N agents, O observation, A action dimensions or choices, H memory.
 """
 
+import logging
 import shutil
 import tempfile
 import warnings
@@ -222,6 +223,8 @@ def _write_onnx(module: nn.Module, path: Path, given: Given) -> None:
     frames = torch.export.Dim("frames", min=1)
     with warnings.catch_warnings(), torch.no_grad(), _without_argument_checks():
         warnings.simplefilter("ignore")
+        # It tells, at every export, that torchvision's operations cannot be written.
+        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
                 module,

@@ -1,7 +1,7 @@
 """The training loop. It knows no algorithm: batches in, metrics out, checkpoints on the way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Literal, NoReturn
 
@@ -9,7 +9,7 @@ import torch
 
 from offmarl.data.table import Transitions
 from offmarl.data.units import Units
-from offmarl.errors import OffmarlError, UsageError
+from offmarl.errors import DataError, OffmarlError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
 from offmarl.native.library import Kernels, kernels
 from offmarl.settings import Count, Positive
@@ -90,6 +90,11 @@ def train(
     step, metrics = 0, {}
     if resume and run.checkpoint_path.exists():
         saved = Checkpoint.load(run.checkpoint_path)
+        expected = [generator.get_state() for generator in sampling]
+        if saved.sampling.shape != torch.stack(expected).shape:
+            raise DataError(
+                f"{run.checkpoint_path} does not hold what drew the batches of {len(sampling)} seeds"
+            )
         learner.load_state_dict(saved.learner)
         for generator, state in zip(sampling, saved.sampling, strict=True):
             generator.set_state(state.clone())  # PyTorch crashes on a view that starts elsewhere
@@ -113,6 +118,9 @@ def train(
                 averages.add(learner.update(batch))
             except FloatingPointError as error:
                 _fail(str(error), step, run, learner)
+            except OffmarlError as error:  # settings that only an update can refuse
+                run.update(status="failed", error=str(error))
+                raise
             if progress is not None:
                 progress(step, config.steps)
             last = step == config.steps
@@ -157,7 +165,15 @@ def _fail(what: str, step: int, run: RunFolder, learner: Learner) -> NoReturn:
     kept = "no checkpoint had been written yet"
     if run.checkpoint_path.exists():
         kept = f"the checkpoint of step {Checkpoint.load(run.checkpoint_path).step} is kept"
-    lower = " or ".join(f"learner.{name} (now {value:g})" for name, value in learner.to_lower().items())
+    lowered = learner.to_lower()
+    lower = " or ".join(f"learner.{name} (now {value:g})" for name, value in lowered.items())
     error = f"training diverged by step {step}: {what}; {kept}. Lower {lower} with --set and train anew"
+    chosen = [
+        f"learner.{known.name}={getattr(learner.settings, known.name)}"
+        for known in fields(learner.settings)
+        if known.name not in lowered and getattr(learner.settings, known.name) != known.default
+    ]
+    if chosen:
+        error += f"; it may also be what was chosen instead of a default: {', '.join(chosen)}"
     run.update(status="failed", error=error)
     raise OffmarlError(error)

@@ -194,7 +194,7 @@ def _require_fitting(run: RunFolder, learner: Learner) -> None:
 
 
 def _run_id(dataset_id: str, request: TrainRequest, changed: dict[str, Any]) -> str:
-    """`<dataset>/<learner>-<rewards>-s<seeds>`, and four letters where settings are not the defaults."""
+    """`<dataset>/<learner>-<rewards>-s<seeds>`, and eight letters where settings are not the defaults."""
     rewards = request.rewards
     if not re.fullmatch(
         r"[A-Za-z0-9_-]+", rewards
@@ -205,7 +205,7 @@ def _run_id(dataset_id: str, request: TrainRequest, changed: dict[str, Any]) -> 
     run_id = f"{dataset_id}/{learner}-{rewards}-s{seeds_text(request.seeds)}"
     if changed:
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
-        run_id += f"-{digest[:4]}"
+        run_id += f"-{digest[:8]}"
     return run_id
 
 

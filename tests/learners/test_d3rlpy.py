@@ -228,7 +228,8 @@ def test_settings_are_d3rlpys_own(data):
     ("name", "values", "message"),
     [
         ("iqll", {}, "unknown d3rlpy algorithm 'iqll': did you mean iql"),
-        ("", {}, "known: awac"),
+        ("", {}, "known: awac, bc, bcq"),
+        ("nope", {}, "known: awac, (?!.*decision_transformer)"),
         ("dqn", {}, "no continuous actions.*d3rlpy:iql"),
         ("decision_transformer", {}, "window of past steps.*d3rlpy:iql"),
         ("cal_ql", {}, "needs the return that followed"),
@@ -244,6 +245,28 @@ def test_settings_are_d3rlpys_own(data):
         ("iql", {"gamma": 1.5}, "learner.gamma=1.5"),
         ("cql", {"n_action_samples": 0}, "learner.n_action_samples=0"),
         ("td3_plus_bc", {"update_actor_interval": 0}, "learner.update_actor_interval=0"),
+        ("iql", {"tau": 0}, "learner.tau=0"),
+        ("iql", {"expectile": 1.0}, "learner.expectile=1.0"),
+        ("bcq", {"lam": 7}, "learner.lam=7"),
+        ("awac", {"lam": 0}, "learner.lam=0"),
+        ("sac", {"initial_temperature": 0}, "learner.initial_temperature=0"),
+        ("sac", {"actor_learning_rate": 0}, "learner.actor_learning_rate=0"),
+        ("iql", {"actor_encoder_factory": {"type": [1]}}, "type of learner.actor_encoder_factory"),
+        ("iql", {"actor_encoder_factory": {"type": "vector", "params": [1]}}, r"params=\[1\]: expected"),
+        *[
+            (
+                "iql",
+                {"actor_encoder_factory": {"type": "vector", "params": {"hidden_units": sizes}}},
+                r"learner\.actor_encoder_factory: hidden_units=",
+            )
+            for sizes in ([], [0], 8)
+        ],
+        ("iql", {"actor_encoder_factory": {"type": "pixel"}}, "AssertionError without a reason"),
+        (
+            "td3",
+            {"q_func_factory": {"type": "qr", "params": {"n_quantiles": 0}}},
+            "learner.q_func_factory: n_quantiles=0: .*greater than or equal to 1",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(data, name, values, message):
@@ -265,6 +288,27 @@ def test_nan_is_told_as_divergence(data):
     with pytest.raises(FloatingPointError, match=r"policy.* is not finite"):
         learner.update(data["continuous"].sample(32, [stream(0, "x")]))
     assert learner.to_lower()["actor_learning_rate"] == 3e-4
+
+
+def test_activations_that_are_no_numbers_are_told_as_divergence(data):
+    """As PLAS's are while its parameters still are: a distribution of PyTorch's refuses them, and prints them all."""
+    learner = learner_of("plas", data["continuous"], share=True)
+
+    def update(batch, step):
+        return torch.distributions.Normal(torch.full((27, 4), float("nan")), 1.0)
+
+    learner.networks[0][0].update = update
+    with pytest.raises(FloatingPointError, match="parameters are not finite"):
+        learner.update(data["continuous"].sample(32, [stream(0, "x")]))
+
+
+def test_what_d3rlpy_refuses_at_an_update_is_told_in_one_line(data):
+    learner = learner_of("crr", data["continuous"], share=True, advantage_type="foo")
+    with pytest.raises(
+        UsageError, match=r"refuses these settings of crr, {.*'advantage_type': 'foo'}: "
+    ) as refused:
+        learner.update(data["continuous"].sample(32, [stream(0, "x")]))
+    assert "\n" not in str(refused.value)
 
 
 def test_without_d3rlpy_one_line_says_what_to_install(monkeypatch, data):

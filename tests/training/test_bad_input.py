@@ -151,6 +151,13 @@ def test_a_checkpoint_of_other_shapes_is_refused_before_any_work(tmp_path, monke
         ("policy.1.weight", torch.zeros(1, 2, 9, 9), r"'policy\.1\.weight' has shape \[1, 2, 9, 9\]"),
         ("generators", torch.zeros(2, 5056, dtype=torch.uint8), "does not hold generators for 1 seeds"),
         ("generators", torch.zeros(1, 16, dtype=torch.uint8), "not written on cpu.*--device"),
+        ("generators", torch.zeros(1, 5056), "'generators' holds torch.float32, not bytes"),
+        ("policy.1.bias", good["learner.policy.1.bias"].long(), r"'policy\.1\.bias' holds torch\.int64"),
+        (
+            "policy.1.bias",
+            good["learner.policy.1.bias"] * float("nan"),
+            r"'policy\.1\.bias' .* finite numbers",
+        ),
     ):
         learner = {name.removeprefix("learner."): value for name, value in good.items() if name != "sampling"}
         Checkpoint(saved.step, {**learner, key: wrong}, saved.sampling, {}).save(run.checkpoint_path)

@@ -157,6 +157,34 @@ def test_a_run_acts_for_all_its_seeds_without_the_dataset(tmp_path):
         policy.act(Frame(torch.randn(5, 2, 2)), torch.Generator())
 
 
+def test_settings_that_only_an_update_refuses_leave_a_failed_run(tmp_path):
+    run = new_run(tmp_path / "run")
+    learner = make_learner("td3bc", SPEC, VALUES, [0, 1])
+
+    def refuse(batch):
+        raise UsageError("the package refuses it")
+
+    learner.update = refuse
+    with pytest.raises(UsageError, match="the package refuses it"):
+        train(learner, table(), config(), run)
+    failed = RunFolder.open(run.folder)
+    assert (failed.status, failed.record["error"]) == ("failed", "the package refuses it")
+
+
+def test_divergence_names_what_was_chosen_too(tmp_path):
+    run = new_run(tmp_path / "run")
+    learner = make_learner("td3bc", SPEC, VALUES | {"bc_weight": 1e29, "gamma": 0.5}, [0, 1])
+
+    def poison(done: int, total: int) -> None:
+        if done == 3:
+            learner.critic.flat[0, 0] = float("nan")
+
+    with pytest.raises(
+        OffmarlError, match=r"gamma \(now 0\.5\).*instead of a default: .*learner\.bc_weight=1e\+29"
+    ):
+        train(learner, table(), config(), run, progress=poison)
+
+
 def test_damaged_runs_are_refused_by_name(tmp_path):
     run = new_run(tmp_path / "run")
     with pytest.raises(DataError, match="no checkpoint"):
@@ -169,6 +197,23 @@ def test_damaged_runs_are_refused_by_name(tmp_path):
     save_file({"x": torch.zeros(1)}, str(run.checkpoint_path))
     with pytest.raises(DataError, match="no training checkpoint"):
         load_policy(run)
+    run.checkpoint_path.write_bytes(good)
+    tensors = load_file(run.checkpoint_path)
+    for metadata, message in (
+        ({"step": "x", "metrics": "{}"}, "its step or its metrics cannot be read"),
+        ({"step": "4", "metrics": "{bad"}, "its step or its metrics cannot be read"),
+        ({"metrics": "{}"}, "its step or its metrics cannot be read"),
+    ):
+        save_file(tensors, str(run.checkpoint_path), {"format": "offmarl run 1", **metadata})
+        with pytest.raises(DataError, match=message):
+            load_policy(run)
+    whole = {"format": "offmarl run 1", "step": "4", "metrics": "{}"}
+    save_file(tensors | {"sampling": tensors["sampling"].float()}, str(run.checkpoint_path), whole)
+    with pytest.raises(DataError, match=r"'sampling' holds torch\.float32, not bytes"):
+        load_policy(run)
+    save_file(tensors | {"sampling": tensors["sampling"][:, :9].clone()}, str(run.checkpoint_path), whole)
+    with pytest.raises(DataError, match="does not hold what drew the batches of 2 seeds"):
+        run_training(run, resume=True)
     run.checkpoint_path.write_bytes(good)
     run.update(learner_config={"hidden": [8, 9]})
     with pytest.raises(DataError, match=r"checkpoint\.safetensors: tensor 'policy\.1\.weight' has shape"):

@@ -13,7 +13,7 @@ from offmarl.data.store import Dataset
 from offmarl.data.writer import Writer
 from offmarl.envs.registry import make
 from offmarl.errors import DataError, UsageError
-from offmarl.training.offline import TrainRequest, train_offline
+from offmarl.training.offline import TrainRequest, _run_id, train_offline
 from offmarl.training.run import RunFolder, find_run, load_policy
 
 FAST = {"steps": 4, "batch_size": 32, "log_every": 2, "checkpoint_every": 2, "tensorboard": False}
@@ -74,6 +74,13 @@ def test_only_settings_that_differ_change_the_id(dataset):
     assert other.id != default.id
 
 
+def test_runs_of_many_settings_do_not_share_a_folder(dataset):
+    ids = {
+        _run_id("data", request(), {"BCConfig.learning_rate": number / 100_000}) for number in range(1, 2_000)
+    }
+    assert len(ids) == 1_999
+
+
 def test_a_run_that_exists_is_refused_resumed_or_replaced(dataset):
     first = train_offline(dataset, request())
     with pytest.raises(UsageError, match="already complete: --overwrite"):
@@ -116,6 +123,9 @@ def test_wrong_requests_write_nothing(dataset, tmp_path):
         ({"rewards": "maca"}, "maca"),
         ({"learner_settings": {"learning_rte": 1}}, "did you mean learning_rate"),
         ({"learner_settings": {"learning_rate": -1}}, "learning_rate=-1"),
+        ({"learner_settings": {"learning_rate": 1e39}}, "learning_rate=1e.39"),
+        ({"learner_settings": {"hidden": [100_000_000]}}, "learner.hidden.0=100000000"),
+        ({"learner": "omar", "learner_settings": {"first_mean": -2}}, "learner.first_mean=-2"),
         ({"train_settings": {"step": 3}}, "did you mean steps"),
         ({"train_settings": {"batch_size": 10_000}}, "larger than the data"),
         ({"seeds": (1, 1)}, "each once"),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from offmarl.settings import Count, Fraction, NonNegative, Positive
+from offmarl.settings import Count, Fraction, Hidden, NonNegative, Positive
 
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,7 +17,7 @@ class OpeConfig:
     # ---- fitted Q evaluation
     steps: Count = 2_000  # gradient steps
     batch_size: Count = 256  # transitions, the same ones for every policy
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 64)
+    hidden: Hidden = (64, 64)
     learning_rate: Positive = 1e-3
     # Share of the way that the target network moves at a step. Q must travel through an episode within `steps`: on
     # free riders (8 agents, 25 steps, 2,000 updates) the data's own policy, which earned 116, is given 125 at 0.02.

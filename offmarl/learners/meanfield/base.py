@@ -12,10 +12,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy as copy_of
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.data.units import UnitBatch, UnitStatistics
@@ -26,16 +25,14 @@ from offmarl.learners.base import Learner, LearnerConfig, Metrics
 from offmarl.learners.meanfield.network import ConvolutionalNetwork, MeanFieldNetwork
 from offmarl.learners.meanfield.seen import Seen, inputs_of, neighbours_of, sample_of
 from offmarl.learners.optimiser import StackedAdam
-from offmarl.settings import Count, Positive
+from offmarl.settings import Hidden, Positive
 
 
 @dataclass
 class MeanFieldConfig(LearnerConfig):
     """Settings of every learner of this family."""
 
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (
-        128,
-    )  # of the trunk; the last also of the head
+    hidden: Hidden = (128,)  # of the trunk; the last also of the head
     learning_rate: Positive = 5e-4  # learns battles of 64 v 64 in a minute of one core; MFQ's code: 1e-4
     gradient_clip: Positive | None = 10.0  # norm; dueling networks (Wang et al. 2016)
     trunk: Literal["mlp", "conv"] = "mlp"  # MFQ's code convolves the view
