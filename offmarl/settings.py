@@ -12,11 +12,12 @@ from offmarl.errors import UsageError, unknown_name
 Config = TypeVar("Config")
 
 # Bounds that a config declares and `configure` checks.
-LARGEST = 1e30  # beyond it single precision overflows as soon as anything is squared or summed
+LARGEST = 1e30  # single precision ends at 3e38: PyTorch refuses what lies beyond from deep inside
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
 Discount = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -76,6 +77,12 @@ def configure(config_class: type[Config], values: dict[str, Any], section: str) 
             ) from error
         where = ".".join(str(part) for part in (section, *problem["loc"]))
         raise UsageError(f"--set {where}={problem['input']!r}: {problem['msg']}") from error
+
+
+def departures(config: Any) -> dict[str, Any]:
+    """List the settings of a dataclass that are not their defaults."""
+    values = {known.name: (getattr(config, known.name), known.default) for known in fields(config)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def _strict(config_class: type[Config]) -> type[Config]:

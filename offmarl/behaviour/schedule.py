@@ -1,12 +1,9 @@
 """What the settings of all online training have in common: how long, how many copies, how much exploration."""
 
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 
 from offmarl.errors import UsageError
-from offmarl.settings import Count, Natural
+from offmarl.settings import Count, Natural, UpToOne
 
 
 @dataclass(frozen=True)
@@ -18,7 +15,7 @@ class Schedule:
     warm_up: Count = 200  # steps of uniform actions before the first update
     # Share of random choices where actions are discrete: it falls from 1, in equal steps, to this. Data are collected
     # with this too.
-    exploration: Annotated[float, Field(ge=0, le=1)] = 0.1
+    exploration: UpToOne = 0.1
     exploration_steps: Natural = 0  # after the warm-up, until that is reached
     checkpoint_every: Count = 50
     evaluation_episodes: Count = 128  # for each checkpoint

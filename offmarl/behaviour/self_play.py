@@ -7,10 +7,9 @@ Shapes: E copies, G groups of agents, N agents.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.behaviour.online import OnStep
@@ -24,7 +23,7 @@ from offmarl.errors import OffmarlError, UsageError, unknown_name
 from offmarl.learners.meanfield.base import MeanFieldLearner
 from offmarl.learners.registry import LEARNERS, learner_class, make_learner
 from offmarl.reporter import Progress
-from offmarl.settings import Count, Natural, configure
+from offmarl.settings import Count, Natural, UpToOne, configure
 from offmarl.streams import stream, stream_seed
 from offmarl.training.memory import keep_freed_memory
 
@@ -50,10 +49,10 @@ class SelfPlayConfig(Schedule):
     capacity: Count = 20_000  # steps of a copy that are kept
     exploration_steps: Natural = 400
     checkpoint_every: Count = 250
-    league: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of battles in which one side is an old self
+    league: UpToOne = 0.5  # share of battles in which one side is an old self
     evaluation_episodes: Count = 2  # games of each snapshot with each opponent
     finalists: Count = 2  # snapshots that play more than uniform choices
-    evaluation_exploration: Annotated[float, Field(ge=0, le=1)] = 0.05  # two greedy nets play one game only
+    evaluation_exploration: UpToOne = 0.05  # two greedy nets play one game only
     learner: dict[str, Any] = field(default_factory=dict)  # what departs from the algorithm's own settings
 
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.envs.particle.environment import ACTION_NAMES
 from offmarl.envs.particle.spread import Spread, SpreadOptions
 from offmarl.envs.particle.tag import HuntOptions, Tag
 from offmarl.envs.particle.task import Actions
-from offmarl.settings import Count, Natural
+from offmarl.settings import Count, Natural, UpToOne
 
 Names = tuple[tuple[str, ...], ...]
 
@@ -31,7 +30,7 @@ class Mpe2Options:
 class Mpe2SpreadOptions(Mpe2Options):
     """Options of mpe_spread."""
 
-    local_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    local_ratio: UpToOne = 0.5
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from offmarl.envs.pettingzoo import BackgroundPolicy, PettingZooEnvironment
 from offmarl.envs.pettingzoo_build import start
 from offmarl.envs.pettingzoo_worker import Description, Source
 from offmarl.errors import UsageError
+from offmarl.settings import UpToOne
 
 SMACV2 = re.compile(r"smacv2_(?P<race>terran|protoss|zerg)_(?P<allies>\d+)_vs_(?P<enemies>\d+)")
 MAPS = {  # of SMAC: allies, enemies
@@ -78,7 +79,7 @@ class SmacV2Options(SmacOptions):
     """Options of SMACv2's generated battles; the defaults are those of its configurations."""
 
     conic_view: bool = False  # agents see a cone and choose where to look
-    surrounded: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of battles that begin surrounded
+    surrounded: UpToOne = 0.5  # share of battles that begin surrounded
     observe_types: bool = True  # of allies
 
 

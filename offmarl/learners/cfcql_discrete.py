@@ -12,10 +12,8 @@ Shapes: S seeds, B windows, T time, N agents, K choices; J = N K counterfactuals
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.data.episodes import EpisodeBatch
@@ -24,6 +22,7 @@ from offmarl.learners.base import Metrics
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.qmix_cql import TeamValue, TeamValueConfig
 from offmarl.learners.softmax import log_softmax
+from offmarl.settings import UpToOne
 
 
 @dataclass
@@ -33,7 +32,7 @@ class DiscreteCFCQLConfig(TeamValueConfig):
     # The paper's τ, with the sign that it has for continuous actions: above 0 agents near the behaviour weigh more,
     # below 0 those far from it, as in the authors' code for battles (5); at 0 all weigh the same.
     sharpness: float = -5.0
-    td_lambda: Annotated[float, Field(ge=0, le=1)] = 0.6  # their code; 0.3 on 6h_vs_8z
+    td_lambda: UpToOne = 0.6  # their code; 0.3 on 6h_vs_8z
 
 
 class DiscreteCFCQL(TeamValue):

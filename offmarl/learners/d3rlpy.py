@@ -39,6 +39,7 @@ from offmarl.learners.d3rlpy_settings import (
 )
 from offmarl.learners.legality import choices
 from offmarl.learners.rewards import Rewards
+from offmarl.settings import departures
 from offmarl.streams import stream_seed
 
 Q_EVERY = 50  # updates between two looks at the values of the data's actions, for the metric q_mean
@@ -111,12 +112,9 @@ class D3rlpyLearner(ObservingLearner):
     def refusal(self, error: Exception) -> UsageError:
         """Say what d3rlpy said, in one line; its assertions say nothing."""
         text = str(error).partition("\n")[0] or f"{type(error).__name__} without a reason"
-        given = {
-            known.name: getattr(self.config, known.name)
-            for known in fields(self.config)
-            if getattr(self.config, known.name) != known.default
-        }
-        return UsageError(f"d3rlpy refuses these settings of {self.algorithm}, {given}: {text}")
+        return UsageError(
+            f"d3rlpy refuses these settings of {self.algorithm}, {departures(self.config)}: {text}"
+        )
 
     @contextmanager
     def drawing(self, seed: int, *names: str | int) -> Iterator[None]:

@@ -7,13 +7,13 @@ import io
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from offmarl.errors import UsageError, unknown_name
 from offmarl.learners.base import ObservingConfig
-from offmarl.settings import Count, Discount, Fraction, Hidden, NonNegative, Positive, Share
+from offmarl.settings import Count, Discount, Fraction, Hidden, NonNegative, Positive, Share, UpToOne
 
 PREFIX = "d3rlpy:"
 
@@ -145,7 +145,7 @@ def _bounded(known: Any, algorithm: str) -> Any:
     if known.name == "expectile":
         return Share
     if known.name == "lam":  # AWAC's temperature; elsewhere the weight of the smaller of the critics
-        return Positive if algorithm == "awac" else Annotated[float, Field(ge=0, le=1)]
+        return Positive if algorithm == "awac" else UpToOne
     if known.name in ("initial_temperature", "initial_alpha"):  # their logarithm is learnt
         return Positive
     if known.name.endswith("learning_rate"):  # of a temperature or a multiplier: 0 leaves it as it is

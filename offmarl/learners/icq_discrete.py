@@ -17,10 +17,8 @@ Shapes: S seeds, B windows, T time, N agents, K choices, D what the mixer sees.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +32,7 @@ from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import minimise
 from offmarl.learners.softmax import softmax
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
-from offmarl.settings import Count, Discount, Positive
+from offmarl.settings import Count, Discount, Positive, UpToOne
 
 
 @dataclass
@@ -49,7 +47,7 @@ class DiscreteICQConfig(DiscreteValueConfig):
     critic_temperature: Positive = 1_000.0  # α of J_Q; their code
     mixer: bool = True  # one value of the team, decomposed; false: every agent by itself
     mixer_hidden: Count = 64  # their code: a hidden layer of 64
-    td_lambda: Annotated[float, Field(ge=0, le=1)] = 0.8  # their code, for battles
+    td_lambda: UpToOne = 0.8  # their code, for battles
     gamma: Discount = 0.99  # their code
     # OG-MARL (Formanek et al. 2023): 3e-4; their code, by RMSprop: 5e-4 for policies, 1e-4 for critics.
     learning_rate: Positive = 1e-3

@@ -21,9 +21,8 @@ from offmarl.learners.base import Metrics
 from offmarl.learners.cql import CQL, CQLConfig
 from offmarl.learners.critics import States
 from offmarl.learners.softmax import softmax
-from offmarl.settings import Count, Positive
+from offmarl.settings import Count, Positive, UpToOne
 
-Share = Annotated[float, Field(ge=0, le=1)]
 InRange = Annotated[float, Field(ge=-1, le=1)]  # of actions
 NARROWEST = 1e-3  # standard deviation below which sampling again finds nothing new
 
@@ -32,7 +31,7 @@ NARROWEST = 1e-3  # standard deviation below which sampling again finds nothing 
 class OMARConfig(CQLConfig):
     """OMAR (Pan et al. 2022) with the settings of its code for the particle tasks."""
 
-    coefficient: Share = 0.9  # τ, weight of rectification; OMAR: .7 to 1 but for world-medium (.1)
+    coefficient: UpToOne = 0.9  # τ, weight of rectification; OMAR: .7 to 1 but for world-medium (.1)
     rounds: Count = 3  # of sampling and refitting; OMAR's code: 3, in HalfCheetah 2
     samples: Count = 10  # a round; OMAR's code: 10, in HalfCheetah 20
     first_mean: InRange = 0.0  # of the first round's Gaussian; OMAR's code

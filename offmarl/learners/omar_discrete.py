@@ -27,15 +27,15 @@ from offmarl.envs.base import EnvSpec
 from offmarl.learners.base import Metrics
 from offmarl.learners.choice_policy import ChoicePolicy
 from offmarl.learners.cql import DiscreteCQL, DiscreteCQLConfig
-from offmarl.learners.omar import Share
 from offmarl.learners.softmax import softmax
+from offmarl.settings import UpToOne
 
 
 @dataclass
 class DiscreteOMARConfig(DiscreteCQLConfig):
     """OMAR for choices; what is not said here is as in CQL."""
 
-    coefficient: Share = 0.5  # τ, weight of rectification; CFCQL's code for battles; MACCA's: 0.2
+    coefficient: UpToOne = 0.5  # τ, weight of rectification; CFCQL's code for battles; MACCA's: 0.2
 
 
 class DiscreteOMAR(DiscreteCQL):

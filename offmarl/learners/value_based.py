@@ -5,10 +5,9 @@ Shapes: S seeds, B windows, T time, N agents, K choices.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.data.episodes import EpisodeBatch
@@ -21,6 +20,7 @@ from offmarl.learners.networks import StackedMLP
 from offmarl.learners.optimiser import StackedAdam
 from offmarl.learners.packing import PackedFrames
 from offmarl.learners.rewards import Rewards
+from offmarl.settings import UpToOne
 
 
 @dataclass
@@ -28,7 +28,7 @@ class DiscreteValueConfig(DiscreteConfig, ValueConfig):
     """Settings of learners of Q-values of choices."""
 
     # TD(λ): targets mix all the n-step returns of an episode, weights ∝ λ^n; above 0 batches are whole episodes.
-    td_lambda: Annotated[float, Field(ge=0, le=1)] = 0.0
+    td_lambda: UpToOne = 0.0
 
 
 class ValueBased(DiscreteLearner):

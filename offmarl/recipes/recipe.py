@@ -20,7 +20,7 @@ from offmarl.credit.registry import DECOMPOSERS
 from offmarl.credit.relabel import BUILT_IN
 from offmarl.errors import UsageError, unknown_name
 from offmarl.report.bench_tables import TableSpec
-from offmarl.settings import Count, Natural, parse_yaml
+from offmarl.settings import Count, Natural, UpToOne, parse_yaml
 
 SEED = "$seed"  # stands for the cell's seed wherever a setting may
 
@@ -108,7 +108,7 @@ class PlayStage(_Strict):
     opponent: dict[str, Any] = {}  # settings of a learner that is the opponent: `behaviour` or `settings`
     agents: Count | None = None  # of the first side; None: as in training
     games: Annotated[int, Field(ge=2)] = 40
-    epsilon: Annotated[float, Field(ge=0, le=1)] = 0.05
+    epsilon: UpToOne = 0.05
     seed: Natural | None = None  # None: the cell's
 
 

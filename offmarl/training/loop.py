@@ -1,7 +1,7 @@
 """The training loop. It knows no algorithm: batches in, metrics out, checkpoints on the way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, NoReturn
 
@@ -12,7 +12,7 @@ from offmarl.data.units import Units
 from offmarl.errors import DataError, OffmarlError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
 from offmarl.native.library import Kernels, kernels
-from offmarl.settings import Count, Positive
+from offmarl.settings import Count, Positive, departures
 from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.logging import Averages, MetricsLog
@@ -169,9 +169,9 @@ def _fail(what: str, step: int, run: RunFolder, learner: Learner) -> NoReturn:
     lower = " or ".join(f"learner.{name} (now {value:g})" for name, value in lowered.items())
     error = f"training diverged by step {step}: {what}; {kept}. Lower {lower} with --set and train anew"
     chosen = [
-        f"learner.{known.name}={getattr(learner.settings, known.name)}"
-        for known in fields(learner.settings)
-        if known.name not in lowered and getattr(learner.settings, known.name) != known.default
+        f"learner.{name}={value}"
+        for name, value in departures(learner.settings).items()
+        if name not in lowered
     ]
     if chosen:
         error += f"; it may also be what was chosen instead of a default: {', '.join(chosen)}"

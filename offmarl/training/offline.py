@@ -24,7 +24,7 @@ from offmarl.errors import DataError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
 from offmarl.learners.registry import learner_class, make_learner, task_kind
 from offmarl.reporter import Reporter, Silent
-from offmarl.settings import configure
+from offmarl.settings import configure, departures
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.loop import AlongTheWay, TrainConfig, train
 from offmarl.training.run import RECORD_NAME, RunFolder, seeds_text
@@ -80,7 +80,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
         )
     learner.require(dataset.card.arrays)
     require_rewards(dataset, request.rewards)
-    changed = _differences(learner_config, config_class()) | _differences(train_config, TrainConfig())
+    changed = _changed(learner_config) | _changed(train_config)
     run_id = _run_id(dataset.card.id, request, changed)
     folder = request.out or runs_folder() / run_id
     record = {
@@ -209,10 +209,8 @@ def _run_id(dataset_id: str, request: TrainRequest, changed: dict[str, Any]) -> 
     return run_id
 
 
-def _differences(config: Any, default: Any) -> dict[str, Any]:
-    """List the settings that are not their defaults."""
-    plain, usual = _as_json(config), _as_json(default)
-    return {f"{type(config).__name__}.{name}": value for name, value in plain.items() if value != usual[name]}
+def _changed(config: Any) -> dict[str, Any]:
+    return {f"{type(config).__name__}.{name}": value for name, value in departures(config).items()}
 
 
 def _as_json(config: Any) -> dict[str, Any]:

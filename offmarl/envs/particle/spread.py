@@ -1,15 +1,14 @@
 """Cooperative navigation: cover the landmarks, do not bump into each other."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from offmarl.envs.particle.task import ParticleOptions, Reading, Task
 from offmarl.envs.particle.world import Entity, Rules
-from offmarl.settings import Count
+from offmarl.settings import Count, UpToOne
 
 
 @dataclass(frozen=True)
@@ -17,9 +16,7 @@ class SpreadOptions(ParticleOptions):
     """Options of mpe_spread."""
 
     landmarks: Count | None = None  # as many as agents
-    local_ratio: Annotated[float, Field(ge=0, le=1)] = (
-        0.5  # weight of an agent's own collisions, the rest is shared
-    )
+    local_ratio: UpToOne = 0.5  # weight of an agent's own collisions, the rest is shared
 
 
 @dataclass(frozen=True)

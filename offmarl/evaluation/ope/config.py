@@ -1,13 +1,8 @@
 """Settings of off-policy evaluation."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
-
-from offmarl.settings import Count, Fraction, Hidden, NonNegative, Positive
-
-UpToOne = Annotated[float, Field(ge=0, le=1)]
+from offmarl.settings import Count, Fraction, Hidden, NonNegative, Positive, UpToOne
 
 
 @dataclass(frozen=True)
