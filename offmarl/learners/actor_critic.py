@@ -151,10 +151,7 @@ class ActorCritic(ObservingLearner):
         twins = len(critics.flat) // (len(self.seeds) * self.critics_per_seed)
         seen = self.critic_rows(states.seen, twins)
         action = self.critic_rows(self.inputs.rated(own, states.action), twins)
-        q = action.new_empty(action.shape[:3])
-        for tile in tiles(critics, *q.shape[1:]):
-            q[tile] = critics.part(tile[0]).outputs(seen[tile], action[tile]).squeeze(-1)
-        return q.view(twins, *own.shape[:4])
+        return critics.outputs(seen, action).view(twins, *own.shape[:4])
 
     def first_q(self, states: States, own: Tensor) -> Tensor:
         """The first critic, which policies climb, on K own actions per state: [S, N, B, K, A] -> [S, N, B, K]."""

@@ -26,7 +26,7 @@ from offmarl.errors import UsageError
 Kernels = Literal["auto", "compiled", "torch"]
 
 SOURCES = [Path(__file__).with_name(name) for name in ("perceptron.c", "recurrent.c")]
-HEADERS = [Path(__file__).with_name("product.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("product.h", "bfloat16.h")]
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")  # no -ffast-math: a NaN must stay one
 PATIENCE_SECONDS = 120  # two are usual
 
@@ -38,9 +38,11 @@ class Library:
     functions: ctypes.CDLL
     compiler: str
     lanes: int  # numbers in a vector register
+    bfloat16: bool  # whether the processor has units for it
 
     def __str__(self) -> str:
-        return f"compiled, {self.lanes} numbers at a time ({self.compiler})"
+        bfloat16 = ", bfloat16 on request" if self.bfloat16 else ""
+        return f"compiled, {self.lanes} numbers at a time{bfloat16} ({self.compiler})"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def library() -> Library | Unavailable:
     functions.backward.argtypes = [pointer] * 8 + [index] * 2
     functions.gru_forward.argtypes = [pointer] * 10 + [index] * 2
     functions.gru_backward.argtypes = [pointer] * 15 + [index] * 2
-    return Library(functions, name, int(functions.lanes_of_a_vector()))
+    return Library(functions, name, int(functions.lanes_of_a_vector()), bool(functions.bfloat16_units()))
 
 
 def cache_folder() -> Path:
@@ -112,6 +114,7 @@ def _run(command: list[str]) -> str:
 
 
 _chosen: Kernels = "auto"
+_rounding = False
 
 
 def in_use() -> Library | None:
@@ -136,3 +139,27 @@ def kernels(choice: Kernels) -> Iterator[str]:
         yield str(found or "PyTorch's operations")
     finally:
         _chosen = before
+
+
+def rounds() -> bool:
+    """Say whether products between hidden layers are of bfloat16."""
+    return _rounding
+
+
+@contextmanager
+def bfloat16(wanted: bool = True) -> Iterator[None]:
+    """Let compiled perceptrons round the factors of products between hidden layers, or not, during a block.
+
+    Raises `UsageError` where it is wanted and nothing compiled is in use, or the processor has no units for it.
+    """
+    global _rounding
+    found = in_use()
+    if wanted and (found is None or not found.bfloat16):
+        lacking = "this processor has no units for it" if found else "nothing compiled runs the networks"
+        raise UsageError(f"train.matmul_precision=bfloat16: {lacking}; leave it at auto")
+    before = _rounding
+    _rounding = wanted
+    try:
+        yield
+    finally:
+        _rounding = before

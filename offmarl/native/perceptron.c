@@ -9,13 +9,14 @@
  */
 #include "product.h"
 
-enum { BLOCK_ROWS = 192, LAYERS_MOST = 8 };
+enum { BLOCK_ROWS = 192, LAYERS_MOST = 8, NARROW_MOST = 15 };
 
 /* What perceptron.py passes, in this order (Perceptrons._packed). */
 typedef struct {
     int64_t G, M, K, O, A;
     int64_t parameters, gradients; /* floats from one network's parameters, or gradients, to the next one's */
     int64_t obs, action;           /* floats from one network's rows to the next one's */
+    int64_t pairs;                 /* products between hidden layers are of bfloat16 (bfloat16.h) */
     int64_t layers;                /* hidden */
     int64_t hidden[LAYERS_MOST];
     int64_t outputs;
@@ -65,6 +66,43 @@ static long widest(const Shape *s) {
 
 static long block_states(const Shape *s) { return s->K >= BLOCK_ROWS ? 1 : BLOCK_ROWS / s->K; }
 
+/* ---- products between hidden layers: [inputs] to [outputs] and back. `rounded` is room for their factors in pairs */
+
+static long rounded_size(const Shape *s, long rows) { return s->pairs ? (rows + 1) * widest(s) : 0; }
+
+static void pack_layer(const Shape *s, long depth, long width, const float *weight, long depth_stride,
+                       long width_stride, float *to) {
+    pack(depth, width, weight, depth_stride, width_stride, to);
+    if (s->pairs) pair_across_rows(packed_size(depth, width) / PANEL, PANEL, to, to);
+}
+
+/* values [rows, depth] times a packed [depth, width]. */
+static void along_rows(const Shape *s, long rows, long width, long depth, const float *values, const float *packed,
+                       float *rounded, enum Ending ending, const float *extra, float *to) {
+    if (s->pairs) {
+        pair_in_rows(rows * depth, values, rounded);
+        tiled(of_pairs, rows, width, depth / 2, rounded, depth / 2, 1, packed, depth / 2 * PANEL, PANEL, ending, extra,
+              to, width);
+    } else
+        product(rows, width, depth, values, depth, 1, packed, depth * PANEL, PANEL, ending, extra, to, width);
+}
+
+/* Add the transpose of below [rows, inputs] times above [rows, outputs]. */
+static void add_across_rows(const Shape *s, long rows, long inputs, long outputs, const float *below,
+                            const float *above, float *rounded, float *to) {
+    if (s->pairs) {
+        long pairs = (rows + 1) / 2;
+        float *rounded_above = rounded + pairs * inputs;
+        pair_across_rows(rows, inputs, below, rounded);
+        pair_across_rows(rows, outputs, above, rounded_above);
+        tiled(of_pairs, inputs, outputs, pairs, rounded, 1, inputs, rounded_above, PANEL, outputs, ADD, NULL, to,
+              outputs);
+    } else
+        product(inputs, outputs, rows, below, 1, inputs, above, PANEL, outputs, ADD, NULL, to, outputs);
+}
+
+/* ---- */
+
 /* The first layer: what all K actions of a state share is computed once. */
 static void first_layer(const Shape *s, const Layers *net, const float *packed, long states, const float *obs,
                         const float *action, float *once, float *hidden) {
@@ -87,12 +125,18 @@ static void first_layer(const Shape *s, const Layers *net, const float *packed, 
 /* [rows, H] times the transpose of [outputs, H], few outputs: -> [rows, outputs]. `bias` may be NULL. */
 static void dot_rows(long rows, long H, long outputs, const float *values, const float *weight, const float *bias,
                      float *output) {
-    for (long r = 0; r < rows; r++, values += H)
-        for (long o = 0; o < outputs; o++) {
-            vec sum = {0};
+    long left = rows * outputs, o = 0;
+    for (; left > 0; left -= LANES, output += LANES) {
+        vec dot[LANES] = {0};
+        for (long i = 0; i < LANES && i < left; i++) {
+            vec sum = {bias ? bias[o] : 0}; /* in the first lane */
             for (long h = 0; h < H; h += LANES) sum += load(values + h) * load(weight + o * H + h);
-            *output++ = sum_of_lanes(sum) + (bias ? bias[o] : 0);
+            dot[i] = sum;
+            if (++o == outputs) o = 0, values += H;
         }
+        vec sums = sums_of_lanes(dot);
+        memcpy(output, &sums, sizeof(float) * (left < LANES ? left : LANES));
+    }
 }
 
 static void transpose(long rows, long columns, const float *from, float *to) {
@@ -121,13 +165,17 @@ int forward(const Shape *s, const float *flat, const float *obs, const float *ac
         all += s->hidden[l];
     }
     long last = s->hidden[s->layers - 1];
-    float *memory = scratch(packs + step * s->hidden[0] + s->outputs * last + (kept ? 0 : step * s->K * all));
+    long rounded_floats = rounded_size(s, step * s->K);
+    float *memory =
+        scratch(packs + rounded_floats + step * s->hidden[0] + s->outputs * last + (kept ? 0 : step * s->K * all));
     if (!memory) return 1;
-    float *once = memory + packs, *narrow = once + step * s->hidden[0], *block = narrow + s->outputs * last;
+    float *rounded = memory + packs, *once = rounded + rounded_floats, *narrow = once + step * s->hidden[0];
+    float *block = narrow + s->outputs * last;
     for (long g = from; g < to; g++) {
         Layers net = layers_of(s, flat + g * s->parameters);
-        for (long l = 0; l < s->layers; l++)
-            pack(l ? net.inputs[l] : s->O, s->hidden[l], net.weight[l], s->hidden[l], 1, memory + at[l]);
+        pack(s->O, s->hidden[0], net.weight[0], s->hidden[0], 1, memory);
+        for (long l = 1; l < s->layers; l++)
+            pack_layer(s, net.inputs[l], s->hidden[l], net.weight[l], s->hidden[l], 1, memory + at[l]);
         transpose(last, s->outputs, net.weight[s->layers], narrow);
         for (long m = 0; m < s->M; m += step) {
             long states = s->M - m < step ? s->M - m : step;
@@ -136,8 +184,8 @@ int forward(const Shape *s, const float *flat, const float *obs, const float *ac
             first_layer(s, &net, memory, states, obs + g * s->obs + m * s->O,
                         action + g * s->action + m * s->K * s->A, once, layer[0]);
             for (long l = 1; l < s->layers; l++)
-                product(states * s->K, s->hidden[l], net.inputs[l], layer[l - 1], net.inputs[l], 1, memory + at[l],
-                        net.inputs[l] * PANEL, PANEL, STORE_RELU, net.bias[l], layer[l], s->hidden[l]);
+                along_rows(s, states * s->K, s->hidden[l], net.inputs[l], layer[l - 1], memory + at[l], rounded,
+                           STORE_RELU, net.bias[l], layer[l]);
             dot_rows(states * s->K, last, s->outputs, layer[s->layers - 1], narrow, net.bias[s->layers],
                      output + (g * rows + m * s->K) * s->outputs);
         }
@@ -161,28 +209,25 @@ static void add_rows(long rows, long width, const float *values, float *sum) {
 }
 
 /* Back through the last layer: slope [rows, outputs] -> `above` [rows, H]; its transposed gradient [outputs, H] and
- * its bias's, if given. */
-static void back_through_last(long rows, long H, long outputs, const float *slope, const float *hidden,
-                              const float *weight, float *above, float *weight_slope, float *bias_slope) {
-    for (long h = 0; h < H; h += LANES)
+ * the sum of `above` over rows are added up, unless NULL. */
+INLINE void back_through_last(long rows, long H, long outputs, const float *slope, const float *hidden,
+                              const float *weight, float *above, float *weight_slope, float *above_sum) {
+    for (long h = 0; h < H; h += LANES) {
+        vec to_weight[NARROW_MOST] = {0}, total = {0};
         for (long r = 0; r < rows; r++) {
-            vec sum = {0};
-            for (long o = 0; o < outputs; o++) sum += slope[r * outputs + o] * load(weight + o * H + h);
-            store(above + r * H + h, where_active(load(hidden + r * H + h), sum));
-        }
-    if (!weight_slope) return;
-    for (long o = 0; o < outputs; o++) {
-        for (long h = 0; h < H; h += LANES) {
-            vec even = load(weight_slope + o * H + h), odd = {0};
-            long r = 0;
-            for (; r + 1 < rows; r += 2) {
-                even += slope[r * outputs + o] * load(hidden + r * H + h);
-                odd += slope[(r + 1) * outputs + o] * load(hidden + (r + 1) * H + h);
+            vec active = load(hidden + r * H + h), sum = {0};
+            for (long o = 0; o < outputs; o++) {
+                sum += slope[r * outputs + o] * load(weight + o * H + h);
+                to_weight[o] += slope[r * outputs + o] * active;
             }
-            if (r < rows) even += slope[r * outputs + o] * load(hidden + r * H + h);
-            store(weight_slope + o * H + h, even + odd);
+            sum = where_active(active, sum);
+            total += sum;
+            store(above + r * H + h, sum);
         }
-        for (long r = 0; r < rows; r++) bias_slope[o] += slope[r * outputs + o];
+        if (above_sum) store(above_sum + h, load(above_sum + h) + total);
+        if (!weight_slope) continue;
+        for (long o = 0; o < outputs; o++)
+            store(weight_slope + o * H + h, load(weight_slope + o * H + h) + to_weight[o]);
     }
 }
 
@@ -197,31 +242,38 @@ int backward(const Shape *s, const float *flat, const float *obs, const float *a
         packs += packed_size(s->hidden[l], s->hidden[l - 1]);
     }
     long last = s->hidden[s->layers - 1], first = s->hidden[0], block_size = step * s->K * widest(s);
-    float *memory = scratch(packs + 2 * block_size + step * first + 2 * s->outputs * last);
+    long rounded_floats = rounded_size(s, step * s->K);
+    float *memory = scratch(packs + rounded_floats + 2 * block_size + step * first + 2 * s->outputs * last);
     if (!memory) return 1;
-    float *once = memory + packs + 2 * block_size, *narrow = once + step * first;
-    float *narrow_slope = narrow + s->outputs * last;
+    float *rounded = memory + packs, *blocks = rounded + rounded_floats, *once = blocks + 2 * block_size;
+    float *narrow = once + step * first, *narrow_slope = narrow + s->outputs * last;
     for (long g = from; g < to; g++) {
         Layers net = layers_of(s, flat + g * s->parameters);
         Slopes slopes = slopes_of(s, into ? into + g * s->gradients : NULL);
         for (long l = 1; l < s->layers; l++) /* transposed */
-            pack(s->hidden[l], s->hidden[l - 1], net.weight[l], 1, s->hidden[l], memory + at[l]);
+            pack_layer(s, s->hidden[l], s->hidden[l - 1], net.weight[l], 1, s->hidden[l], memory + at[l]);
         transpose(last, s->outputs, net.weight[s->layers], narrow);
         memset(narrow_slope, 0, sizeof(float) * s->outputs * last);
         for (long m = 0; m < s->M; m += step) {
             long states = s->M - m < step ? s->M - m : step, block = states * s->K;
-            float *layer[LAYERS_MOST], *above = memory + packs, *below = above + block_size;
+            float *layer[LAYERS_MOST], *above = blocks, *below = blocks + block_size;
             activations_of(s, g, m, kept, NULL, layer);
-            back_through_last(block, last, s->outputs, slope + (g * rows + m * s->K) * s->outputs,
-                              layer[s->layers - 1], narrow, above, into ? narrow_slope : NULL, slopes.bias[s->layers]);
+            const float *now = slope + (g * rows + m * s->K) * s->outputs, *active = layer[s->layers - 1];
+            float *last_slope = into ? narrow_slope : NULL, *sum = s->layers > 1 ? slopes.bias[s->layers - 1] : NULL;
+            if (s->outputs == 1) /* so that the compiler knows */
+                back_through_last(block, last, 1, now, active, narrow, above, last_slope, sum);
+            else
+                back_through_last(block, last, s->outputs, now, active, narrow, above, last_slope, sum);
+            if (into)
+                for (long r = 0; r < block * s->outputs; r++) slopes.bias[s->layers][r % s->outputs] += now[r];
             for (long l = s->layers - 1; l > 0; l--) {
                 long H = s->hidden[l], inputs = net.inputs[l];
                 if (into) {
-                    product(inputs, H, block, layer[l - 1], 1, inputs, above, PANEL, H, ADD, NULL, slopes.weight[l], H);
-                    add_rows(block, H, above, slopes.bias[l]);
+                    add_across_rows(s, block, inputs, H, layer[l - 1], above, rounded, slopes.weight[l]);
+                    if (l < s->layers - 1) add_rows(block, H, above, slopes.bias[l]);
                 }
-                product(block, inputs, H, above, H, 1, memory + at[l], H * PANEL, PANEL, STORE_WHERE_ACTIVE,
-                        layer[l - 1], below, inputs);
+                along_rows(s, block, inputs, H, above, memory + at[l], rounded, STORE_WHERE_ACTIVE, layer[l - 1],
+                           below);
                 float *swap = above;
                 above = below, below = swap;
             }
@@ -252,3 +304,5 @@ int backward(const Shape *s, const float *flat, const float *obs, const float *a
 }
 
 int lanes_of_a_vector(void) { return LANES; }
+
+int bfloat16_units(void) { return BFLOAT16_UNITS; }

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from offmarl.native.library import Library, in_use
+from offmarl.native.library import Library, in_use, rounds
 from offmarl.native.threads import share_out
 
 LAYERS_MOST = 8  # as in perceptron.c
@@ -107,6 +107,7 @@ class Perceptrons:
             obs.shape[2],
             A,
             *strides,
+            rounds(),
             len(hidden),
             *hidden,
             *[0] * (LAYERS_MOST - len(hidden)),

@@ -11,7 +11,7 @@ from offmarl.data.table import Transitions
 from offmarl.data.units import Units
 from offmarl.errors import DataError, OffmarlError, UsageError
 from offmarl.learners.base import USUAL_BATCH, Learner
-from offmarl.native.library import Kernels, kernels
+from offmarl.native.library import Kernels, bfloat16, kernels
 from offmarl.settings import Count, Positive, departures
 from offmarl.streams import stream
 from offmarl.training.checkpoint import Checkpoint
@@ -35,19 +35,20 @@ class TrainConfig:
     # A run whose mean |Q| goes beyond this has diverged. With rewards of standard deviation 1, the default, values
     # stay below |r| / (1 - γ): thousands at most.
     q_limit: Positive = 1e6
-    # PyTorch's precision of float32 products; "auto": the fastest that is as exact as "highest" on this machine.
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    # PyTorch's precision of float32 products; "auto": the fastest that is as exact as "highest" on this machine;
+    # "bfloat16": compiled perceptrons round what they multiply between hidden layers to 8 bits.
+    matmul_precision: Literal["auto", "highest", "high", "medium", "bfloat16"] = "auto"
     # Who runs networks on a CPU: code compiled for it where there is a compiler ("auto"), or PyTorch's operations.
     kernels: Kernels = "auto"
 
-    def check(self) -> None:
-        """Raise `UsageError` for settings that do not fit together."""
+    def check(self, device: torch.device | str = "cpu") -> None:
+        """Raise `UsageError` for settings that do not fit together, or that `device` cannot do."""
         if self.checkpoint_every % self.log_every:
             raise UsageError(
                 f"train.checkpoint_every={self.checkpoint_every} is no multiple of "
                 f"train.log_every={self.log_every}"
             )
-        with kernels(self.kernels):
+        with kernels(self.kernels), matmul_precision(self.matmul_precision, torch.device(device)):
             pass
 
 
@@ -81,7 +82,7 @@ def train(
     there is one, to the very numbers of an uninterrupted run. Raises `OffmarlError` if training diverges (a
     number that is not finite, or Q beyond `config.q_limit`); the last good checkpoint stays.
     """
-    config.check()
+    config.check(learner.device)
     if along is not None:
         along.check(config)
     if learner.device.type == "cpu":
@@ -106,8 +107,8 @@ def train(
     averages = Averages()
     with (
         MetricsLog(run.metrics_path, step, board) as log,
-        matmul_precision(config.matmul_precision, learner.device) as precision,
         kernels(config.kernels) as worker,
+        matmul_precision(config.matmul_precision, learner.device) as precision,
     ):
         run.update(status="running", error=None, steps=step, matmul_precision=precision, kernels=worker)
         batch_size = config.batch_size or USUAL_BATCH[learner.batch_unit]
@@ -129,7 +130,8 @@ def train(
                 _check_finite(metrics, step, run, learner)
                 _check_values(metrics.get("q_mean", []), config.q_limit, step, run, learner)
                 if along is not None and (step % along.every == 0 or last):
-                    metrics |= along.measure(learner)
+                    with bfloat16(False):  # as the policy will act
+                        metrics |= along.measure(learner)
                 log.write(step, metrics)
             if step % config.checkpoint_every == 0 or last:
                 state = learner.state_dict()

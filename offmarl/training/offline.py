@@ -62,7 +62,7 @@ def train_offline(dataset: Dataset, request: TrainRequest, reporter: Reporter | 
     config_class = learner_class(request.learner, task_kind(spec)).config_class
     learner_config = configure(config_class, request.learner_settings, "learner")
     train_config = configure(TrainConfig, request.train_settings, "train")
-    train_config.check()
+    train_config.check(request.device)
     if request.along is not None:
         request.along.check(train_config)
     dataset.require_complete()

@@ -4,7 +4,7 @@ import pytest
 
 from offmarl.errors import UsageError
 from offmarl.native import library as native
-from offmarl.native.library import Library, Unavailable, cache_folder, kernels, library
+from offmarl.native.library import Library, Unavailable, bfloat16, cache_folder, kernels, library
 
 
 @pytest.fixture
@@ -85,3 +85,14 @@ def test_who_insists_on_compiled_code_is_told(monkeypatch):
         kernels("compiled"),
     ):
         pass
+
+
+def test_bfloat16_needs_compiled_code_and_units(monkeypatch):
+    refused = r"train\.matmul_precision=bfloat16: nothing compiled runs the networks; leave it at auto"
+    with kernels("torch"), pytest.raises(UsageError, match=refused), bfloat16():
+        pass
+    monkeypatch.setattr(native, "library", lambda: Library(None, "cc", lanes=8, bfloat16=False))
+    with pytest.raises(UsageError, match="this processor has no units for it"), bfloat16():
+        pass
+    with bfloat16(False):
+        assert not native.rounds()

@@ -5,15 +5,26 @@ from offmarl.learners import networks
 from offmarl.learners.networks import CompiledPass, StackedMLP, TorchPass, tiles
 from offmarl.native import library as native
 from offmarl.native import threads as threads_module
-from offmarl.native.library import Library, kernels, library
+from offmarl.native.library import Library, bfloat16, kernels, library
 from offmarl.streams import stream
 
 pytestmark = pytest.mark.skipif(not isinstance(library(), Library), reason=str(library()))
 
 
+units = pytest.mark.skipif(not getattr(library(), "bfloat16", False), reason="no bfloat16 units here")
+
+
 def stacked(sizes, copies=6):
     generators = [stream(seed, "net") for seed in range(copies)]
     return StackedMLP.initialised((copies,), 0, sizes, generators, torch.device("cpu"))
+
+
+def eighths(*shape):
+    """Multiples of 1/8, which are added up without rounding.
+
+    So no order of additions puts a number to the other side of a ReLU's bend, where it would have another slope.
+    """
+    return torch.randint(-3, 4, shape) / 8
 
 
 def both(network, obs, action, gradient):
@@ -36,11 +47,6 @@ def both(network, obs, action, gradient):
 @pytest.mark.parametrize("hidden", [(16,), (64, 64), (48, 80, 32), (256, 144)])
 @pytest.mark.parametrize("outputs", [1, 2, 15])
 def test_compiled_perceptrons_equal_pytorchs(states, actions, hidden, outputs):
-    def eighths(*shape):
-        return torch.randint(-3, 4, shape) / 8
-
-    # Multiples of eighths are added up without rounding, so that no order of additions puts a number to the other
-    # side of a ReLU's bend, where it would have another slope.
     network = stacked((7, *hidden, outputs), copies=2)
     network.flat.copy_(eighths(*network.flat.shape))
     obs = eighths(2, states, 7 if actions is None else 4)
@@ -49,6 +55,55 @@ def test_compiled_perceptrons_equal_pytorchs(states, actions, hidden, outputs):
     plain, compiled = both(network, obs, action, gradient)
     for one, other in zip(plain, compiled, strict=True):
         torch.testing.assert_close(other, one, atol=0, rtol=1e-6)
+
+
+class RoundedProduct(torch.autograd.Function):
+    """A product whose factors, in either direction, are rounded to bfloat16."""
+
+    @staticmethod
+    def forward(ctx, rows, weight):
+        rows, weight = rows.bfloat16().float(), weight.bfloat16().float()
+        ctx.save_for_backward(rows, weight)
+        return rows @ weight
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        gradient = gradient.bfloat16().float()
+        return gradient @ weight.mT, rows.mT @ gradient
+
+
+@units
+@pytest.mark.parametrize(("states", "actions"), [(1, None), (401, None), (193, 1), (50, 11), (3, 201)])
+@pytest.mark.parametrize("hidden", [(16,), (64, 64), (48, 80, 32), (256, 144)])
+def test_bfloat16_rounds_what_is_multiplied_between_hidden_layers(states, actions, hidden):
+    network = stacked((7, *hidden, 2), copies=2)
+    network.flat.copy_(eighths(*network.flat.shape))
+    obs, action = eighths(2, states, 7 if actions is None else 4), None
+    rows, gradient = obs, eighths(2, states * (actions or 1), 2)
+    if actions is not None:
+        action = eighths(2, states, actions, 3)
+        rows = torch.cat([obs.repeat_interleave(actions, 1), action.flatten(1, 2)], 2)
+    rows = rows.clone().requires_grad_()
+    weights = [weight.detach().requires_grad_() for weight in network.weights]
+    biases = [bias.detach().requires_grad_() for bias in network.biases]
+    active = (rows @ weights[0] + biases[0]).relu()
+    for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
+        active = (RoundedProduct.apply(active, weight) + bias).relu()
+    expected = active @ weights[-1] + biases[-1]
+    expected.backward(gradient)
+    with kernels("compiled"), bfloat16():
+        into = network.like(torch.zeros_like(network.flat))
+        forward = network.forward(obs, action)
+        forward.backward(gradient.view_as(forward.output), into)
+        alone = network.outputs(obs, action)
+        if action is not None:
+            to_action = network.forward(obs, action).to_action(gradient.view_as(forward.output))
+            torch.testing.assert_close(to_action.flatten(1, 2), rows.grad[..., 4:], atol=0, rtol=1e-6)
+    assert torch.equal(alone, forward.output)
+    torch.testing.assert_close(forward.output.view_as(expected), expected, atol=0, rtol=1e-6)
+    for found, part in zip(into.weights + into.biases, weights + biases, strict=True):
+        torch.testing.assert_close(found, part.grad, atol=0, rtol=1e-6)
 
 
 def test_threads_and_strided_tiles_change_nothing(threads, monkeypatch):
@@ -85,8 +140,9 @@ def test_tiles_cover_everything_once(threads, together, monkeypatch):
         assert (seen == 1).all()
 
 
+@pytest.mark.parametrize("rounding", [False, pytest.param(True, marks=units)])
 @pytest.mark.parametrize("where", ["weight", "obs", "gradient"])
-def test_a_nan_is_not_swallowed(where):
+def test_a_nan_is_not_swallowed(where, rounding):
     network = stacked((5, 16, 16, 1), copies=1)
     obs, gradient = torch.randn(1, 8, 5), torch.ones(1, 8, 1)
     if where == "weight":
@@ -95,7 +151,7 @@ def test_a_nan_is_not_swallowed(where):
         obs[0, 3, 2] = torch.nan
     else:
         gradient[0, 3] = torch.nan
-    with kernels("compiled"):
+    with kernels("compiled"), bfloat16(rounding):
         into = network.like(torch.zeros_like(network.flat))
         forward = network.forward(obs)
         forward.backward(gradient, into)
@@ -138,3 +194,16 @@ def test_the_choice_ends_with_its_block():
             assert native.in_use() is library()
         assert native.in_use() is None
     assert native.in_use() is library()
+
+
+@units
+def test_rounding_is_asked_for_and_ends_with_its_block():
+    network, obs = stacked((7, 64, 64, 1)), torch.randn(6, 50, 7)
+    with kernels("compiled"):
+        exact = network.outputs(obs)
+        with bfloat16():
+            rounded = network.outputs(obs)
+            with bfloat16(False):
+                assert torch.equal(network.outputs(obs), exact)
+        assert torch.equal(network.outputs(obs), exact)
+    assert 1e-5 < (rounded - exact).abs().max() / exact.abs().max() < 1e-2

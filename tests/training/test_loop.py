@@ -14,10 +14,12 @@ from walk import SPEC, VALUES, config, new_run, record, run_training, table
 
 from offmarl.envs.base import Frame
 from offmarl.errors import DataError, OffmarlError, UsageError
+from offmarl.learners.base import Learner
 from offmarl.learners.registry import make_learner
+from offmarl.native.library import library, rounds
 from offmarl.training.checkpoint import Checkpoint
 from offmarl.training.logging import read_metrics
-from offmarl.training.loop import train
+from offmarl.training.loop import AlongTheWay, train
 from offmarl.training.run import RunFolder, find_run, list_runs, load_policy, seeds_text
 
 
@@ -138,6 +140,31 @@ def test_settings_of_the_loop_are_checked():
         config(step=3)
     with pytest.raises(UsageError, match=r"train\.matmul_precision='half'"):
         config(matmul_precision="half")
+    with pytest.raises(UsageError, match="nothing compiled runs the networks"):
+        config(matmul_precision="bfloat16", kernels="torch").check()
+    with pytest.raises(UsageError, match="bfloat16 is for CPUs"):
+        config(matmul_precision="bfloat16").check("cuda")
+
+
+@pytest.mark.skipif(not getattr(library(), "bfloat16", False), reason="no bfloat16 units here")
+def test_bfloat16_trains_nearly_the_same_and_scores_are_of_the_policy_as_it_will_act(tmp_path):
+    rounding = []
+
+    def measure(learner: Learner) -> dict[str, list[float]]:
+        rounding.append(rounds())
+        return {}
+
+    q = {}
+    for precision in ("auto", "bfloat16"):
+        run = new_run(tmp_path / precision)
+        learner = make_learner("cql", SPEC, {"hidden": [32, 32]}, [0, 1])
+        loop = config(steps=10, matmul_precision=precision)
+        train(learner, table(), loop, run, along=AlongTheWay(10, measure))
+        q[precision] = run.summary["q_mean"]
+    assert rounding == [False, False]
+    assert RunFolder.open(run.folder).record["matmul_precision"] == "bfloat16"
+    assert q["bfloat16"] != q["auto"]
+    assert q["bfloat16"] == pytest.approx(q["auto"], rel=0.05, abs=1e-3)
 
 
 def test_a_run_acts_for_all_its_seeds_without_the_dataset(tmp_path):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from offmarl.errors import UsageError
+from offmarl.native.library import library, rounds
 from offmarl.training import precision
 from offmarl.training.precision import matmul_precision
 
@@ -46,3 +48,24 @@ def test_a_named_precision_is_used_as_it_is_and_put_back_after_an_error():
         interrupted()
     assert used == ["high", "high"]
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_bfloat16_leaves_pytorch_exact_and_is_for_cpus():
+    available = getattr(library(), "bfloat16", False)
+    if available:
+        with matmul_precision("bfloat16", CPU) as chosen:
+            assert chosen == "bfloat16"
+            assert rounds()
+            assert precision._error(CPU) < precision.LARGEST_ERROR
+    else:
+        with (
+            pytest.raises(UsageError, match=r"bfloat16: .* leave it at auto"),
+            matmul_precision("bfloat16", CPU),
+        ):
+            pass
+    assert not rounds()
+    with (
+        pytest.raises(UsageError, match="bfloat16 is for CPUs; on cuda take medium"),
+        matmul_precision("bfloat16", torch.device("cuda")),
+    ):
+        pass
