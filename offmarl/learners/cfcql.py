@@ -112,7 +112,6 @@ class CFCQL(CQL):
     def critic_gradient(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> Tensor:
         """That of CQL with α N λ in the place of α."""
         log_density, weight = drawn
-        gradient = super().critic_gradient(q, td_target, log_density)
-        gradient[..., :-1] *= weight.unsqueeze(-1)
-        gradient[..., -1] += self.config.alpha * (1 - weight)
+        gradient = (self.config.alpha * weight).unsqueeze(-1) * self.gap_gradient(q, log_density)
+        gradient[..., -1] += 2 * (q[..., -1] - td_target)
         return gradient

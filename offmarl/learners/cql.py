@@ -29,6 +29,9 @@ class CQLConfig(ActorCriticConfig):
     policy_samples: Natural = 0  # more actions around the policy's; OMAR: 0 in MPE, 10 in HalfCheetah
     policy_sample_width: Fraction = 0.2  # they lie within ± this of the policy's action
     temperature: Positive = 1.0  # of the log-sum-exp; OMAR
+    # Whether the data's action is one of the sampled too. Then the gap is at least -temperature · log(samples + 1);
+    # otherwise it may fall for ever where all data are of one action, by pulling Q apart. Ours.
+    sample_data_action: bool = False
 
 
 class CQL(ActorCritic):
@@ -38,25 +41,34 @@ class CQL(ActorCritic):
     config: CQLConfig
 
     def tried(self, states: States) -> tuple[Tensor, ...]:
-        """Choose the sampled actions and, as the last of K + 1, the data's; and the log-density of the former."""
+        """Choose K sampled actions and, as the last, the data's; and the log-density of what is in the soft maximum."""
         sampled, log_density = self.draw(states.obs)
+        if self.config.sample_data_action:
+            log_density = torch.cat([log_density, log_density[..., :1]], dim=3)
         return torch.cat([sampled, states.action.unsqueeze(3)], dim=3), log_density
 
     def critic_loss(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> tuple[Tensor, Metrics]:
         """CQL, eq. 4: squared temporal-difference error + α (soft maximum of Q - Q of the data)."""
         (log_density,) = drawn
-        q_sampled, q_data = q[..., :-1], q[..., -1]
+        q_data = q[..., -1]
         td = (q_data - td_target).square()
-        gap = self.soft_maximum(q_sampled, log_density) - q_data
+        gap = self.soft_maximum(q[..., : log_density.shape[-1]], log_density) - q_data
         return td + self.config.alpha * gap, {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data}
 
     def critic_gradient(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> Tensor:
-        """The soft maximum's gradient is the softmax."""
+        """Of the squared error, by Q of the data, and of the gap."""
         (log_density,) = drawn
-        q_sampled, q_data = q[..., :-1], q[..., -1]
-        soft = softmax(q_sampled / self.config.temperature - log_density)
-        to_data = 2 * (q_data - td_target) - self.config.alpha
-        return torch.cat([self.config.alpha * soft, to_data.unsqueeze(-1)], dim=-1)
+        gradient = self.config.alpha * self.gap_gradient(q, log_density)
+        gradient[..., -1] += 2 * (q[..., -1] - td_target)
+        return gradient
+
+    def gap_gradient(self, q: Tensor, log_density: Tensor) -> Tensor:
+        """The soft maximum's gradient is the softmax: [G, M, K + 1]."""
+        samples = log_density.shape[-1]
+        soft = softmax(q[..., :samples] / self.config.temperature - log_density)
+        gradient = torch.nn.functional.pad(soft, (0, q.shape[-1] - samples))
+        gradient[..., -1] -= 1
+        return gradient
 
     @torch.no_grad()
     def draw(self, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,6 +148,7 @@ def _existing(
     folder: Path, record: dict[str, Any], request: TrainRequest, reporter: Reporter
 ) -> RunFolder | None:
     """Find the run to continue, or None to start one; refuses what would lose or mix up results."""
+    RunFolder.require_ours(folder)
     if not (folder / RECORD_NAME).exists() or request.overwrite:
         if request.resume:
             reporter.say("there is no such run to continue: starting it")

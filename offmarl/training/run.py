@@ -60,9 +60,8 @@ class RunFolder:
         Raises `UsageError` where there is a run already and `overwrite` is not given, and where the folder
         holds something that is no run.
         """
+        cls.require_ours(folder)
         if folder.exists() and any(folder.iterdir()):
-            if not (folder / RECORD_NAME).exists():
-                raise UsageError(f"{folder} holds files that are no run: choose another folder")
             if not overwrite:
                 cls.open(folder).refuse()
             for entry in folder.iterdir():  # not the folder: it is what `only_one` holds
@@ -70,6 +69,14 @@ class RunFolder:
         run = cls(folder, {"schema_version": SCHEMA_VERSION, **record})
         run.update(status="running", created=datetime.now(UTC).isoformat())
         return run
+
+    @staticmethod
+    def require_ours(folder: Path) -> None:
+        """Raise `UsageError` where a run cannot be written to `folder` without spoiling what is there."""
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file: choose a folder for the run")
+        if folder.exists() and any(folder.iterdir()) and not (folder / RECORD_NAME).exists():
+            raise UsageError(f"{folder} holds files that are no run: choose another folder")
 
     @classmethod
     def open(cls, folder: Path) -> "RunFolder":

@@ -16,8 +16,10 @@ LEARNERS = [
     ("td3bc", {"normalise_q": False, "bc_weight": 0.0, "action_penalty": 0.1}),
     ("cql", {}),
     ("cql", {"policy_samples": 3, "temperature": 2.0, "alpha": 0.7, "action_penalty": 0.1}),
+    ("cql", {"sample_data_action": True, "policy_samples": 2}),
     ("omar", {}),
     ("cfcql", {"sharpness": 1.5}),
+    ("cfcql", {"sharpness": 1.5, "sample_data_action": True}),
 ]
 CASES = [
     (name, {"critic": critic, **settings})
@@ -219,3 +221,18 @@ def test_a_seed_alone_equals_the_seed_in_a_stack(critic, share):
         if key.endswith(("weight", "bias")):
             other = stacked[key][:, 1:2] if "critic" in key else stacked[key][1:2]
             torch.testing.assert_close(tensor, other, atol=2e-5, rtol=1e-3)
+
+
+def test_the_datas_action_among_the_sampled_keeps_q_from_being_pulled_apart():
+    """Where the data know one action only, and its reward is always the same."""
+    obs = torch.randn(256, 2, 3, generator=stream(0, "obs"))
+    data = bandits.one_step(bandits.spec(), obs, torch.full((256, 2, 1), 0.5), torch.ones(256, 2))
+    lead = {}
+    for among in (False, True):
+        settings = {"sample_data_action": among, "alpha": 5.0, "learning_rate": 1e-2}
+        learner = bandits.trained("cql", data, 400, **settings)
+        seen = learner.prepare(obs.unsqueeze(0))  # [1, N, B, O]
+        action = torch.tensor([0.5, -0.5]).view(2, 1).expand(1, 2, 256, 2, 1)
+        q = learner.first_q(learner.inputs.states(seen, action[..., 0, :], None), action)
+        lead[among] = float((q[..., 0] - q[..., 1]).mean())
+    assert lead[False] > 2 * lead[True] > 1

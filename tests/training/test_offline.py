@@ -13,6 +13,7 @@ from offmarl.data.store import Dataset
 from offmarl.data.writer import Writer
 from offmarl.envs.registry import make
 from offmarl.errors import DataError, UsageError
+from offmarl.training import offline
 from offmarl.training.offline import TrainRequest, _run_id, train_offline
 from offmarl.training.run import RunFolder, find_run, load_policy
 
@@ -115,6 +116,20 @@ def test_a_second_process_on_a_run_is_refused(dataset, tmp_path):
         with pytest.raises(UsageError, match="theirs"), only_one(folder, "theirs"):
             pass
     assert train_offline(dataset, request(out=folder, overwrite=True)).status == "complete"
+
+
+def test_a_place_that_is_no_runs_is_refused_before_data_are_read(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(offline, "require_valid", None)
+    foreign, file = tmp_path / "foreign", tmp_path / "file"
+    foreign.mkdir()
+    for note in (foreign / "note", file):
+        note.write_text("mine")
+    for asked in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UsageError, match="foreign holds files that are no run: choose another folder"):
+            train_offline(dataset, request(out=foreign, **asked))
+        with pytest.raises(UsageError, match="file is a file: choose a folder for the run"):
+            train_offline(dataset, request(out=file, **asked))
+    assert (foreign / "note").read_text() == file.read_text() == "mine"
 
 
 def test_wrong_requests_write_nothing(dataset, tmp_path):
