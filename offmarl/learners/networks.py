@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from offmarl.native.library import rounds
 from offmarl.native.perceptron import Perceptrons
 
 # Below this many outputs a batched product of [M, inputs] and [inputs, outputs] wastes most of the unit on
@@ -294,11 +295,11 @@ def tiles(network: StackedMLP, states: int, actions: int) -> Iterator[tuple[slic
         yield slice(0, networks), slice(0, states)
         return
     together = 1  # networks whose states may be split
-    tile_bytes = TILE_BYTES
+    tile_bytes, number_bytes = TILE_BYTES, 4
     if Perceptrons.of(network.sizes, network.flat) is not None:  # threads take a network each
         together = min(torch.get_num_threads(), networks)
-        tile_bytes = COMPILED_TILE_BYTES * together
-    rows = tile_bytes // (4 * max(network.sizes))
+        tile_bytes, number_bytes = COMPILED_TILE_BYTES * together, 2 if rounds() else 4
+    rows = tile_bytes // (number_bytes * max(network.sizes))
     some_networks = max(together, rows // max(1, states * actions))
     some_states = max(1, states if some_networks > together else rows // (together * actions))
     for first in range(0, networks, some_networks):

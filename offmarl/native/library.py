@@ -142,13 +142,13 @@ def kernels(choice: Kernels) -> Iterator[str]:
 
 
 def rounds() -> bool:
-    """Say whether products between hidden layers are of bfloat16."""
+    """Say whether hidden layers, and what is multiplied between them, are of bfloat16."""
     return _rounding
 
 
 @contextmanager
 def bfloat16(wanted: bool = True) -> Iterator[None]:
-    """Let compiled perceptrons round the factors of products between hidden layers, or not, during a block.
+    """Let compiled perceptrons round hidden layers, and what is multiplied between them, or not, during a block.
 
     Raises `UsageError` where it is wanted and nothing compiled is in use, or the processor has no units for it.
     """

@@ -16,7 +16,7 @@ typedef struct {
     int64_t G, M, K, O, A;
     int64_t parameters, gradients; /* floats from one network's parameters, or gradients, to the next one's */
     int64_t obs, action;           /* floats from one network's rows to the next one's */
-    int64_t pairs;                 /* products between hidden layers are of bfloat16 (bfloat16.h) */
+    int64_t pairs;                 /* hidden layers and what is multiplied between them are bfloat16 (bfloat16.h) */
     int64_t layers;                /* hidden */
     int64_t hidden[LAYERS_MOST];
     int64_t outputs;
@@ -66,73 +66,89 @@ static long widest(const Shape *s) {
 
 static long block_states(const Shape *s) { return s->K >= BLOCK_ROWS ? 1 : BLOCK_ROWS / s->K; }
 
-/* ---- products between hidden layers: [inputs] to [outputs] and back. `rounded` is room for their factors in pairs */
+/* ---- products between hidden layers. In `rounded` there is room for factors that are still to be rounded */
 
 static long rounded_size(const Shape *s, long rows) { return s->pairs ? (rows + 1) * widest(s) : 0; }
 
-static void pack_layer(const Shape *s, long depth, long width, const float *weight, long depth_stride,
-                       long width_stride, float *to) {
+static void pack_layer(int pairs, long depth, long width, const float *weight, long depth_stride, long width_stride,
+                       float *to) {
     pack(depth, width, weight, depth_stride, width_stride, to);
-    if (s->pairs) pair_across_rows(packed_size(depth, width) / PANEL, PANEL, to, to);
+    if (!pairs) return;
+    const float *from = to;
+    for (long row = 0; row < packed_size(depth, width) / PANEL; row += 2, from += 2 * PANEL, to += PANEL)
+        for (long c = 0; c < PANEL; c += LANES) store(to + c, zip(load(from + c), load(from + PANEL + c)));
 }
 
-/* values [rows, depth] times a packed [depth, width]. */
-static void along_rows(const Shape *s, long rows, long width, long depth, const float *values, const float *packed,
-                       float *rounded, enum Ending ending, const float *extra, float *to) {
-    if (s->pairs) {
-        pair_in_rows(rows * depth, values, rounded);
-        tiled(of_pairs, rows, width, depth / 2, rounded, depth / 2, 1, packed, depth / 2 * PANEL, PANEL, ending, extra,
-              to, width);
-    } else
-        product(rows, width, depth, values, depth, 1, packed, depth * PANEL, PANEL, ending, extra, to, width);
+/* values [rows, depth], in pairs if `pairs`, times a packed [depth, width]. */
+INLINE void along_rows(int pairs, long rows, long width, long depth, const float *values, const float *packed,
+                       enum Ending ending, const float *extra, float *to) {
+    long steps = pairs ? depth / 2 : depth;
+    product(pairs, rows, width, steps, values, steps, 1, packed, steps * PANEL, PANEL, ending, extra, to, width);
 }
 
-/* Add the transpose of below [rows, inputs] times above [rows, outputs]. */
-static void add_across_rows(const Shape *s, long rows, long inputs, long outputs, const float *below,
-                            const float *above, float *rounded, float *to) {
-    if (s->pairs) {
-        long pairs = (rows + 1) / 2;
-        float *rounded_above = rounded + pairs * inputs;
-        pair_across_rows(rows, inputs, below, rounded);
-        pair_across_rows(rows, outputs, above, rounded_above);
-        tiled(of_pairs, inputs, outputs, pairs, rounded, 1, inputs, rounded_above, PANEL, outputs, ADD, NULL, to,
-              outputs);
-    } else
-        product(inputs, outputs, rows, below, 1, inputs, above, PANEL, outputs, ADD, NULL, to, outputs);
+/* [rows, width] -> [(rows + 1) / 2, width]: a row and the one below it make pairs; zeros lie below the last. */
+INLINE void pair_rows(int rounded, long rows, long width, const float *from, float *to) {
+    for (long r = 0; r < rows; r += 2, to += width)
+        for (long h = 0; h < width; h += LANES) {
+            vec below = r + 1 < rows ? load_active(rounded, from, (r + 1) * width + h) : (vec){0};
+            store(to + h, zip(load_active(rounded, from, r * width + h), below));
+        }
 }
 
-/* ---- */
-
-/* The first layer: what all K actions of a state share is computed once. */
-static void first_layer(const Shape *s, const Layers *net, const float *packed, long states, const float *obs,
-                        const float *action, float *once, float *hidden) {
-    long H = s->hidden[0];
-    if (!s->A) {
-        product(states, H, s->O, obs, s->O, 1, packed, s->O * PANEL, PANEL, STORE_RELU, net->bias[0], hidden, H);
-        return;
+/* Add the transpose of the activations below [rows, inputs] times slopes above [rows, outputs]. */
+INLINE void add_across_rows(int pairs, long rows, long inputs, long outputs, const float *below, const float *above,
+                            float *rounded, float *to) {
+    long steps = pairs ? (rows + 1) / 2 : rows;
+    if (pairs) {
+        pair_rows(1, rows, inputs, below, rounded);
+        pair_rows(0, rows, outputs, above, rounded + steps * inputs);
+        below = rounded, above = rounded + steps * inputs;
     }
-    product(states, H, s->O, obs, s->O, 1, packed, s->O * PANEL, PANEL, STORE, net->bias[0], once, H);
-    const float *to_action = net->weight[0] + s->O * H;
-    for (long m = 0; m < states; m++, once += H)
-        for (long k = 0; k < s->K; k++, action += s->A, hidden += H)
-            for (long h = 0; h < H; h += LANES) {
+    product(pairs, inputs, outputs, steps, below, 1, inputs, above, PANEL, outputs, ADD, NULL, to, outputs);
+}
+
+/* ---- the first and the last layer */
+
+/* hidden [states * K, H] = ReLU of `once` [states, H] + action [states * K, A] times weight [A, H]. */
+INLINE void add_actions(int pairs, long states, long K, long A, long H, const float *once, const float *action,
+                        const float *weight, float *hidden) {
+    for (long m = 0; m < states; m++, once += H, action += K * A)
+        for (long h = 0; h < H; h += LANES)
+            for (long k = 0; k < K; k++) {
                 vec sum = load(once + h);
-                for (long a = 0; a < s->A; a++) sum += action[a] * load(to_action + a * H + h);
-                store(hidden + h, relu(sum));
+                for (long a = 0; a < A; a++) sum += action[k * A + a] * load(weight + a * H + h);
+                store_active(pairs, hidden, (m * K + k) * H + h, relu(sum));
             }
 }
 
+/* The first layer: what all K actions of a state share is computed once. */
+INLINE void first_layer(int pairs, const Shape *s, const Layers *net, const float *packed, long states,
+                        const float *obs, const float *action, float *once, float *hidden) {
+    long H = s->hidden[0];
+    if (!s->A && !pairs) {
+        product(0, states, H, s->O, obs, s->O, 1, packed, s->O * PANEL, PANEL, STORE_RELU, net->bias[0], hidden, H);
+        return;
+    }
+    product(0, states, H, s->O, obs, s->O, 1, packed, s->O * PANEL, PANEL, STORE, net->bias[0], once, H);
+    const float *weight = net->weight[0] + s->O * H;
+    if (s->A == 2) /* so that the compiler knows: in the plane, as most tasks are */
+        add_actions(pairs, states, s->K, 2, H, once, action, weight, hidden);
+    else
+        add_actions(pairs, states, s->K, s->A, H, once, action, weight, hidden);
+}
+
 /* [rows, H] times the transpose of [outputs, H], few outputs: -> [rows, outputs]. `bias` may be NULL. */
-static void dot_rows(long rows, long H, long outputs, const float *values, const float *weight, const float *bias,
-                     float *output) {
-    long left = rows * outputs, o = 0;
+INLINE void dot_rows(int rounded, long rows, long H, long outputs, const float *values, const float *weight,
+                     const float *bias, float *output) {
+    long left = rows * outputs, o = 0, row = 0;
     for (; left > 0; left -= LANES, output += LANES) {
         vec dot[LANES] = {0};
         for (long i = 0; i < LANES && i < left; i++) {
             vec sum = {bias ? bias[o] : 0}; /* in the first lane */
-            for (long h = 0; h < H; h += LANES) sum += load(values + h) * load(weight + o * H + h);
+            for (long h = 0; h < H; h += LANES)
+                sum += load_active(rounded, values, row + h) * load(weight + o * H + h);
             dot[i] = sum;
-            if (++o == outputs) o = 0, values += H;
+            if (++o == outputs) o = 0, row += H;
         }
         vec sums = sums_of_lanes(dot);
         memcpy(output, &sums, sizeof(float) * (left < LANES ? left : LANES));
@@ -146,17 +162,17 @@ static void transpose(long rows, long columns, const float *from, float *to) {
 
 /* Where each layer's activations of a block begin: kept ones lie [G][layer][M * K][H], others in `block`. */
 static void activations_of(const Shape *s, long g, long m, float *kept, float *block, float **layer) {
-    long rows = s->M * s->K, all = 0, below = 0;
+    long rows = s->M * s->K, all = 0, below = 0, apiece = s->pairs ? 2 : 1; /* numbers in the place of a float */
     for (long l = 0; l < s->layers; l++) all += s->hidden[l];
     for (long l = 0; l < s->layers; below += s->hidden[l++])
-        layer[l] = kept ? kept + rows * (g * all + below) + m * s->K * s->hidden[l]
+        layer[l] = kept ? kept + (rows * (g * all + below) + m * s->K * s->hidden[l]) / apiece
                         : block + block_states(s) * s->K * below;
 }
 
-/* obs [G, M, O], action [G, M, K, A] -> output [G, M * K, outputs] and, unless `kept` is NULL, the activations of the
+/* With `pairs` known where this is compiled: obs [G, M, O], action [G, M, K, A] -> output [G, M * K, outputs] and, unless `kept` is NULL, the activations of the
  * hidden layers. Networks `from` to `to` (excluded). Returns 0, or 1 for want of memory. */
-int forward(const Shape *s, const float *flat, const float *obs, const float *action, float *kept, float *output,
-            int64_t from, int64_t to) {
+INLINE int forward_of(int pairs, const Shape *s, const float *flat, const float *obs, const float *action, float *kept,
+                      float *output, int64_t from, int64_t to) {
     long rows = s->M * s->K, step = block_states(s), packs = 0, all = 0;
     long at[LAYERS_MOST]; /* where a layer's packed weight begins */
     for (long l = 0, inputs = s->O; l < s->layers; inputs = s->hidden[l++]) {
@@ -165,33 +181,36 @@ int forward(const Shape *s, const float *flat, const float *obs, const float *ac
         all += s->hidden[l];
     }
     long last = s->hidden[s->layers - 1];
-    long rounded_floats = rounded_size(s, step * s->K);
-    float *memory =
-        scratch(packs + rounded_floats + step * s->hidden[0] + s->outputs * last + (kept ? 0 : step * s->K * all));
+    float *memory = scratch(packs + step * s->hidden[0] + s->outputs * last + (kept ? 0 : step * s->K * all));
     if (!memory) return 1;
-    float *rounded = memory + packs, *once = rounded + rounded_floats, *narrow = once + step * s->hidden[0];
-    float *block = narrow + s->outputs * last;
+    float *once = memory + packs, *narrow = once + step * s->hidden[0], *block = narrow + s->outputs * last;
     for (long g = from; g < to; g++) {
         Layers net = layers_of(s, flat + g * s->parameters);
         pack(s->O, s->hidden[0], net.weight[0], s->hidden[0], 1, memory);
         for (long l = 1; l < s->layers; l++)
-            pack_layer(s, net.inputs[l], s->hidden[l], net.weight[l], s->hidden[l], 1, memory + at[l]);
+            pack_layer(pairs, net.inputs[l], s->hidden[l], net.weight[l], s->hidden[l], 1, memory + at[l]);
         transpose(last, s->outputs, net.weight[s->layers], narrow);
         for (long m = 0; m < s->M; m += step) {
             long states = s->M - m < step ? s->M - m : step;
             float *layer[LAYERS_MOST];
             activations_of(s, g, m, kept, block, layer);
-            first_layer(s, &net, memory, states, obs + g * s->obs + m * s->O,
+            first_layer(pairs, s, &net, memory, states, obs + g * s->obs + m * s->O,
                         action + g * s->action + m * s->K * s->A, once, layer[0]);
             for (long l = 1; l < s->layers; l++)
-                along_rows(s, states * s->K, s->hidden[l], net.inputs[l], layer[l - 1], memory + at[l], rounded,
-                           STORE_RELU, net.bias[l], layer[l]);
-            dot_rows(states * s->K, last, s->outputs, layer[s->layers - 1], narrow, net.bias[s->layers],
+                along_rows(pairs, states * s->K, s->hidden[l], net.inputs[l], layer[l - 1], memory + at[l], STORE_RELU,
+                           net.bias[l], layer[l]);
+            dot_rows(pairs, states * s->K, last, s->outputs, layer[s->layers - 1], narrow, net.bias[s->layers],
                      output + (g * rows + m * s->K) * s->outputs);
         }
     }
     free(memory);
     return 0;
+}
+
+int forward(const Shape *s, const float *flat, const float *obs, const float *action, float *kept, float *output,
+            int64_t from, int64_t to) {
+    if (s->pairs) return forward_of(1, s, flat, obs, action, kept, output, from, to);
+    return forward_of(0, s, flat, obs, action, kept, output, from, to);
 }
 
 /* Add the sum of rows [rows, width] to `sum`. */
@@ -210,12 +229,12 @@ static void add_rows(long rows, long width, const float *values, float *sum) {
 
 /* Back through the last layer: slope [rows, outputs] -> `above` [rows, H]; its transposed gradient [outputs, H] and
  * the sum of `above` over rows are added up, unless NULL. */
-INLINE void back_through_last(long rows, long H, long outputs, const float *slope, const float *hidden,
+INLINE void back_through_last(int pairs, long rows, long H, long outputs, const float *slope, const float *hidden,
                               const float *weight, float *above, float *weight_slope, float *above_sum) {
     for (long h = 0; h < H; h += LANES) {
         vec to_weight[NARROW_MOST] = {0}, total = {0};
         for (long r = 0; r < rows; r++) {
-            vec active = load(hidden + r * H + h), sum = {0};
+            vec active = load_active(pairs, hidden, r * H + h), sum = {0};
             for (long o = 0; o < outputs; o++) {
                 sum += slope[r * outputs + o] * load(weight + o * H + h);
                 to_weight[o] += slope[r * outputs + o] * active;
@@ -233,8 +252,8 @@ INLINE void back_through_last(long rows, long H, long outputs, const float *slop
 
 /* From dL/doutput [G, M * K, outputs] to dL/dparameters, added to `into` unless it is NULL, and to dL/daction
  * [G, M * K, A] unless `to_action` is NULL. Networks `from` to `to` (excluded). Returns 0, or 1 for want of memory. */
-int backward(const Shape *s, const float *flat, const float *obs, const float *action, float *kept, const float *slope,
-             float *into, float *to_action, int64_t from, int64_t to) {
+INLINE int backward_of(int pairs, const Shape *s, const float *flat, const float *obs, const float *action, float *kept,
+                       const float *slope, float *into, float *to_action, int64_t from, int64_t to) {
     long rows = s->M * s->K, step = block_states(s), packs = 0;
     long at[LAYERS_MOST];
     for (long l = 1; l < s->layers; l++) {
@@ -251,7 +270,7 @@ int backward(const Shape *s, const float *flat, const float *obs, const float *a
         Layers net = layers_of(s, flat + g * s->parameters);
         Slopes slopes = slopes_of(s, into ? into + g * s->gradients : NULL);
         for (long l = 1; l < s->layers; l++) /* transposed */
-            pack_layer(s, s->hidden[l], s->hidden[l - 1], net.weight[l], 1, s->hidden[l], memory + at[l]);
+            pack_layer(pairs, s->hidden[l], s->hidden[l - 1], net.weight[l], 1, s->hidden[l], memory + at[l]);
         transpose(last, s->outputs, net.weight[s->layers], narrow);
         memset(narrow_slope, 0, sizeof(float) * s->outputs * last);
         for (long m = 0; m < s->M; m += step) {
@@ -261,19 +280,23 @@ int backward(const Shape *s, const float *flat, const float *obs, const float *a
             const float *now = slope + (g * rows + m * s->K) * s->outputs, *active = layer[s->layers - 1];
             float *last_slope = into ? narrow_slope : NULL, *sum = s->layers > 1 ? slopes.bias[s->layers - 1] : NULL;
             if (s->outputs == 1) /* so that the compiler knows */
-                back_through_last(block, last, 1, now, active, narrow, above, last_slope, sum);
+                back_through_last(pairs, block, last, 1, now, active, narrow, above, last_slope, sum);
             else
-                back_through_last(block, last, s->outputs, now, active, narrow, above, last_slope, sum);
+                back_through_last(pairs, block, last, s->outputs, now, active, narrow, above, last_slope, sum);
             if (into)
                 for (long r = 0; r < block * s->outputs; r++) slopes.bias[s->layers][r % s->outputs] += now[r];
             for (long l = s->layers - 1; l > 0; l--) {
                 long H = s->hidden[l], inputs = net.inputs[l];
                 if (into) {
-                    add_across_rows(s, block, inputs, H, layer[l - 1], above, rounded, slopes.weight[l]);
+                    add_across_rows(pairs, block, inputs, H, layer[l - 1], above, rounded, slopes.weight[l]);
                     if (l < s->layers - 1) add_rows(block, H, above, slopes.bias[l]);
                 }
-                along_rows(s, block, inputs, H, above, memory + at[l], rounded, STORE_WHERE_ACTIVE, layer[l - 1],
-                           below);
+                const float *factor = above;
+                if (pairs) {
+                    for (long i = 0; i < block * H; i += LANES) store_active(1, rounded, i, load(above + i));
+                    factor = rounded;
+                }
+                along_rows(pairs, block, inputs, H, factor, memory + at[l], STORE_WHERE_ACTIVE, layer[l - 1], below);
                 float *swap = above;
                 above = below, below = swap;
             }
@@ -285,14 +308,14 @@ int backward(const Shape *s, const float *flat, const float *obs, const float *a
                     for (long n = 0; n < states; n++) add_rows(s->K, first, above + n * s->K * first, once + n * first);
                     shared = once;
                 }
-                product(s->O, first, states, obs + g * s->obs + m * s->O, 1, s->O, shared, PANEL, first, ADD, NULL,
+                product(0, s->O, first, states, obs + g * s->obs + m * s->O, 1, s->O, shared, PANEL, first, ADD, NULL,
                         slopes.weight[0], first);
                 add_rows(states, first, shared, slopes.bias[0]);
-                product(s->A, first, block, here, 1, s->A, above, PANEL, first, ADD, NULL,
+                product(0, s->A, first, block, here, 1, s->A, above, PANEL, first, ADD, NULL,
                         slopes.weight[0] + s->O * first, first);
             }
             if (to_action)
-                dot_rows(block, first, s->A, above, net.weight[0] + s->O * first, NULL,
+                dot_rows(0, block, first, s->A, above, net.weight[0] + s->O * first, NULL,
                          to_action + (g * rows + m * s->K) * s->A);
         }
         if (into)
@@ -301,6 +324,12 @@ int backward(const Shape *s, const float *flat, const float *obs, const float *a
     }
     free(memory);
     return 0;
+}
+
+int backward(const Shape *s, const float *flat, const float *obs, const float *action, float *kept, const float *slope,
+             float *into, float *to_action, int64_t from, int64_t to) {
+    if (s->pairs) return backward_of(1, s, flat, obs, action, kept, slope, into, to_action, from, to);
+    return backward_of(0, s, flat, obs, action, kept, slope, into, to_action, from, to);
 }
 
 int lanes_of_a_vector(void) { return LANES; }

@@ -44,7 +44,8 @@ class Perceptrons:
         G, M, K, _ = shape = self._shape(obs, action)
         obs, action = _in_rows(obs), None if action is None else _in_rows(action)
         output = obs.new_empty(G, M * K, self.sizes[-1])
-        kept = obs.new_empty(G * M * K * sum(self.sizes[1:-1])) if keep else None
+        numbers = G * M * K * sum(self.sizes[1:-1])
+        kept = obs.new_empty(numbers // 2 if rounds() else numbers) if keep else None
         packed = self._packed(shape, obs, action, self.flat)
         arguments = (packed, self.flat.data_ptr(), *_pointers(obs, action, kept), output.data_ptr())
         self._run(self._functions.forward, arguments, G, M * K)

@@ -49,19 +49,34 @@ INLINE vec sums_of_lanes(vec x[LANES]) {
 
 #include "bfloat16.h"
 
+/* The i-th of activations and those after it: floats, or rounded ones if they lie in pairs. */
+INLINE vec load_active(int pairs, const float *active, long i) {
+    if (pairs) return load_rounded(active + i / 2);
+    return load(active + i);
+}
+INLINE void store_active(int pairs, float *active, long i, vec value) {
+    if (pairs) store_rounded(active + i / 2, value);
+    else store(active + i, value);
+}
+
 /* ---- products */
+
+INLINE vec add_product(int pairs, vec sum, const float *a, vec b) {
+    if (pairs) return add_pairs(sum, a, b);
+    return sum + *a * b;
+}
 
 enum Ending { STORE_RELU, STORE_WHERE_ACTIVE, ADD, STORE };
 
 /* One tile: C[rows, vectors * LANES] from A[rows, depth] B[depth, vectors * LANES]. A's strides are free, so that
  * the transpose of an activation is as good as the activation. `extra` is the bias of STORE and STORE_RELU (or
- * NULL), and the activations [rows, ...], laid out like C, whose ReLU STORE_WHERE_ACTIVE goes back through.
- * ADD_PRODUCT(sum, a, right) knows what entries of A and B are. */
+ * NULL), and the activations [rows, ...], laid out like C, whose ReLU STORE_WHERE_ACTIVE goes back through. With PAIRS
+ * entries of A and B are pairs, `depth` counts those, and activations are rounded, in `extra` and as STORE_RELU's C. */
 #define UNROLL _Pragma("GCC unroll 8")
-#define TILE(KIND, ADD_PRODUCT, ROWS, VECTORS)                                                                   \
-    static void KIND##_##ROWS##_##VECTORS(long depth, const float *a, long a_row, long a_step, const float *b,   \
-                                          long b_step, enum Ending ending, const float *extra, float *c,         \
-                                          long c_row) {                                                          \
+#define TILE(PAIRS, ROWS, VECTORS)                                                                               \
+    static void tile_##PAIRS##_##ROWS##_##VECTORS(long depth, const float *a, long a_row, long a_step,           \
+                                                  const float *b, long b_step, enum Ending ending,               \
+                                                  const float *extra, float *c, long c_row) {                    \
         vec sum[ROWS][VECTORS];                                                                                  \
         UNROLL for (int v = 0; v < VECTORS; v++) {                                                               \
             vec start = extra && ending != STORE_WHERE_ACTIVE ? load(extra + v * LANES) : (vec){0};              \
@@ -72,55 +87,50 @@ enum Ending { STORE_RELU, STORE_WHERE_ACTIVE, ADD, STORE };
             UNROLL for (int v = 0; v < VECTORS; v++) right[v] = load(b + v * LANES);                             \
             UNROLL for (int r = 0; r < ROWS; r++)                                                                \
                 UNROLL for (int v = 0; v < VECTORS; v++)                                                         \
-                    sum[r][v] = ADD_PRODUCT(sum[r][v], a + r * a_row, right[v]);                                 \
+                    sum[r][v] = add_product(PAIRS, sum[r][v], a + r * a_row, right[v]);                          \
         }                                                                                                        \
         UNROLL for (int r = 0; r < ROWS; r++)                                                                    \
             UNROLL for (int v = 0; v < VECTORS; v++) {                                                           \
-                float *to = c + r * c_row + v * LANES;                                                           \
-                const float *more = extra + r * c_row + v * LANES;                                               \
+                long i = r * c_row + v * LANES;                                                                  \
                 vec value = sum[r][v];                                                                           \
+                if (PAIRS && ending == STORE_RELU) {                                                             \
+                    store_rounded(c + i / 2, relu(value));                                                       \
+                    continue;                                                                                    \
+                }                                                                                                \
                 if (ending == STORE_RELU) value = relu(value);                                                   \
-                if (ending == STORE_WHERE_ACTIVE) value = where_active(load(more), value);                       \
-                if (ending == ADD) value += load(to);                                                            \
-                store(to, value);                                                                                \
+                if (ending == STORE_WHERE_ACTIVE) value = where_active(load_active(PAIRS, extra, i), value);     \
+                if (ending == ADD) value += load(c + i);                                                         \
+                store(c + i, value);                                                                             \
             }                                                                                                    \
     }
 
 typedef void (*Tile)(long, const float *, long, long, const float *, long, enum Ending, const float *, float *, long);
-#define TILES(KIND, ADD_PRODUCT, ROWS)                                                                           \
-    TILE(KIND, ADD_PRODUCT, ROWS, 1)                                                                             \
-    TILE(KIND, ADD_PRODUCT, ROWS, 2) TILE(KIND, ADD_PRODUCT, ROWS, 3) TILE(KIND, ADD_PRODUCT, ROWS, 4)
-#define ROW_OF_TILES(KIND, ROWS) {KIND##_##ROWS##_1, KIND##_##ROWS##_2, KIND##_##ROWS##_3, KIND##_##ROWS##_4}
-#define ALL_TILES(KIND, ADD_PRODUCT)                                                                             \
-    TILES(KIND, ADD_PRODUCT, 1) TILES(KIND, ADD_PRODUCT, 2) TILES(KIND, ADD_PRODUCT, 3)                          \
-    TILES(KIND, ADD_PRODUCT, 4) TILES(KIND, ADD_PRODUCT, 5) TILES(KIND, ADD_PRODUCT, 6)                          \
-    static const Tile KIND[6][4] = {ROW_OF_TILES(KIND, 1), ROW_OF_TILES(KIND, 2), ROW_OF_TILES(KIND, 3),         \
-                                    ROW_OF_TILES(KIND, 4), ROW_OF_TILES(KIND, 5), ROW_OF_TILES(KIND, 6)};
+#define TILES(PAIRS, ROWS)                                                                                       \
+    TILE(PAIRS, ROWS, 1) TILE(PAIRS, ROWS, 2) TILE(PAIRS, ROWS, 3) TILE(PAIRS, ROWS, 4)
+TILES(0, 1) TILES(0, 2) TILES(0, 3) TILES(0, 4) TILES(0, 5) TILES(0, 6)
+TILES(1, 1) TILES(1, 2) TILES(1, 3) TILES(1, 4) TILES(1, 5) TILES(1, 6)
 
-INLINE vec add_floats(vec sum, const float *a, vec b) { return sum + *a * b; }
-
-ALL_TILES(of_floats, add_floats)
-ALL_TILES(of_pairs, add_pairs)
+#define ROW_OF_TILES(PAIRS, ROWS)                                                                                \
+    {tile_##PAIRS##_##ROWS##_1, tile_##PAIRS##_##ROWS##_2, tile_##PAIRS##_##ROWS##_3, tile_##PAIRS##_##ROWS##_4}
+#define ALL_TILES(PAIRS)                                                                                         \
+    {ROW_OF_TILES(PAIRS, 1), ROW_OF_TILES(PAIRS, 2), ROW_OF_TILES(PAIRS, 3),                                     \
+     ROW_OF_TILES(PAIRS, 4), ROW_OF_TILES(PAIRS, 5), ROW_OF_TILES(PAIRS, 6)}
+static const Tile TILE_OF[2][6][4] = {ALL_TILES(0), ALL_TILES(1)};
 
 /* C[rows, width] from A[rows, depth] B[depth, width], in tiles. Panels of PANEL columns of B lie `b_panel` apart. */
-static inline void tiled(const Tile tiles[6][4], long rows, long width, long depth, const float *a, long a_row,
-                         long a_step, const float *b, long b_panel, long b_step, enum Ending ending,
-                         const float *extra, float *c, long c_row) {
+INLINE void product(int pairs, long rows, long width, long depth, const float *a, long a_row, long a_step,
+                    const float *b, long b_panel, long b_step, enum Ending ending, const float *extra, float *c,
+                    long c_row) {
     for (long column = 0; column < width; column += PANEL, b += b_panel) {
         int vectors = width - column < PANEL ? (int)((width - column) / LANES) : TILE_VECTORS;
         for (long row = 0; row < rows; row += TILE_ROWS) {
             int tile_rows = rows - row < TILE_ROWS ? (int)(rows - row) : TILE_ROWS;
-            const float *more = extra ? extra + column : NULL;
-            if (more && ending == STORE_WHERE_ACTIVE) more += row * c_row;
-            tiles[tile_rows - 1][vectors - 1](depth, a + row * a_row, a_row, a_step, b, b_step, ending, more,
-                                              c + row * c_row + column, c_row);
+            long i = row * c_row + column, active = pairs ? i / 2 : i;
+            const float *more = extra ? extra + (ending == STORE_WHERE_ACTIVE ? active : column) : NULL;
+            TILE_OF[pairs][tile_rows - 1][vectors - 1](depth, a + row * a_row, a_row, a_step, b, b_step, ending, more,
+                                                       c + (ending == STORE_RELU ? active : i), c_row);
         }
     }
-}
-
-static inline void product(long rows, long width, long depth, const float *a, long a_row, long a_step, const float *b,
-                           long b_panel, long b_step, enum Ending ending, const float *extra, float *c, long c_row) {
-    tiled(of_floats, rows, width, depth, a, a_row, a_step, b, b_panel, b_step, ending, extra, c, c_row);
 }
 
 /* Copy a weight [depth, width], or the transpose of one [width, depth], into panels [width / PANEL][depth][PANEL]. */

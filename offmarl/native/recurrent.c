@@ -57,9 +57,9 @@ int gru_forward(const Unroll *u, const int64_t *counts, const float *weight, con
         for (long t = 0; t < u->T; at += counts[t++] * H) {
             long rows = rows_left(counts[t], first);
             if (!rows) break;
-            product(rows, H, H, before, H, 1, gate[0], H * PANEL, PANEL, ADD, NULL, reset + at, H);
-            product(rows, H, H, before, H, 1, gate[1], H * PANEL, PANEL, ADD, NULL, update + at, H);
-            product(rows, H, H, before, H, 1, gate[2], H * PANEL, PANEL, STORE, bias + g * u->bias + 2 * H, own + at, H);
+            product(0, rows, H, H, before, H, 1, gate[0], H * PANEL, PANEL, ADD, NULL, reset + at, H);
+            product(0, rows, H, H, before, H, 1, gate[1], H * PANEL, PANEL, ADD, NULL, update + at, H);
+            product(0, rows, H, H, before, H, 1, gate[2], H * PANEL, PANEL, STORE, bias + g * u->bias + 2 * H, own + at, H);
             for (long i = 0; i < rows * H; i += LANES) {
                 vec r = sigmoid(load(reset + at + i)), z = sigmoid(load(update + at + i));
                 vec n = 2.0f * sigmoid(2.0f * (load(new + at + i) + r * load(own + at + i))) - 1.0f; /* tanh */
@@ -106,9 +106,9 @@ int gru_backward(const Unroll *u, const int64_t *counts, const float *weight, co
                 store(to_update + at + i, here * (load(before + i) - n) * z * (1.0f - z));
                 store(later + i, kept);
             }
-            product(rows, H, H, to_reset + at, H, 1, gate[0], H * PANEL, PANEL, ADD, NULL, later, H);
-            product(rows, H, H, to_update + at, H, 1, gate[1], H * PANEL, PANEL, ADD, NULL, later, H);
-            product(rows, H, H, to_own + at, H, 1, gate[2], H * PANEL, PANEL, ADD, NULL, later, H);
+            product(0, rows, H, H, to_reset + at, H, 1, gate[0], H * PANEL, PANEL, ADD, NULL, later, H);
+            product(0, rows, H, H, to_update + at, H, 1, gate[1], H * PANEL, PANEL, ADD, NULL, later, H);
+            product(0, rows, H, H, to_own + at, H, 1, gate[2], H * PANEL, PANEL, ADD, NULL, later, H);
         }
         memcpy(to_start + (g * u->M + first) * H, later, sizeof(float) * rows_left(u->M, first) * H);
     }

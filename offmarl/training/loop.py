@@ -36,7 +36,7 @@ class TrainConfig:
     # stay below |r| / (1 - γ): thousands at most.
     q_limit: Positive = 1e6
     # PyTorch's precision of float32 products; "auto": the fastest that is as exact as "highest" on this machine;
-    # "bfloat16": compiled perceptrons round what they multiply between hidden layers to 8 bits.
+    # "bfloat16": compiled perceptrons round hidden layers, and what is multiplied between them, to 8 bits.
     matmul_precision: Literal["auto", "highest", "high", "medium", "bfloat16"] = "auto"
     # Who runs networks on a CPU: code compiled for it where there is a compiler ("auto"), or PyTorch's operations.
     kernels: Kernels = "auto"

@@ -20,7 +20,7 @@ def matmul_precision(precision: str, device: torch.device) -> Iterator[str]:
     """Set the precision of float32 products for the duration of a block, and say which it is.
 
     "auto" is PyTorch's "medium" where a trial shows it to be as exact as float32, else its "highest". "bfloat16" is
-    for CPUs: the same, and compiled perceptrons multiply bfloat16 between hidden layers. Raises `UsageError` where
+    for CPUs: the same, and hidden layers of compiled perceptrons are of bfloat16. Raises `UsageError` where
     there are no units for that.
     """
     if precision == "bfloat16" and device.type != "cpu":

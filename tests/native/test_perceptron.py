@@ -57,6 +57,18 @@ def test_compiled_perceptrons_equal_pytorchs(states, actions, hidden, outputs):
         torch.testing.assert_close(other, one, atol=0, rtol=1e-6)
 
 
+class Rounded(torch.autograd.Function):
+    """Activations rounded to bfloat16, by whose rounding no gradient is lost."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
 class RoundedProduct(torch.autograd.Function):
     """A product whose factors, in either direction, are rounded to bfloat16."""
 
@@ -76,7 +88,7 @@ class RoundedProduct(torch.autograd.Function):
 @units
 @pytest.mark.parametrize(("states", "actions"), [(1, None), (401, None), (193, 1), (50, 11), (3, 201)])
 @pytest.mark.parametrize("hidden", [(16,), (64, 64), (48, 80, 32), (256, 144)])
-def test_bfloat16_rounds_what_is_multiplied_between_hidden_layers(states, actions, hidden):
+def test_bfloat16_rounds_hidden_layers_and_what_is_multiplied_between_them(states, actions, hidden):
     network = stacked((7, *hidden, 2), copies=2)
     network.flat.copy_(eighths(*network.flat.shape))
     obs, action = eighths(2, states, 7 if actions is None else 4), None
@@ -87,9 +99,9 @@ def test_bfloat16_rounds_what_is_multiplied_between_hidden_layers(states, action
     rows = rows.clone().requires_grad_()
     weights = [weight.detach().requires_grad_() for weight in network.weights]
     biases = [bias.detach().requires_grad_() for bias in network.biases]
-    active = (rows @ weights[0] + biases[0]).relu()
+    active = Rounded.apply((rows @ weights[0] + biases[0]).relu())
     for weight, bias in zip(weights[1:-1], biases[1:-1], strict=True):
-        active = (RoundedProduct.apply(active, weight) + bias).relu()
+        active = Rounded.apply((RoundedProduct.apply(active, weight) + bias).relu())
     expected = active @ weights[-1] + biases[-1]
     expected.backward(gradient)
     with kernels("compiled"), bfloat16():
