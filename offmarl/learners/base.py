@@ -4,7 +4,7 @@ Shapes: S seeds, B batch, N agents, O observation, A action dimensions or choice
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -162,16 +162,18 @@ class Learner(ABC):
 
     def uniform(self, *shape: int) -> Tensor:
         """[S, *shape] in [-1, 1]."""
-        return (
-            torch.stack([self._draw(torch.rand, shape, generator) for generator in self.generators]) * 2 - 1
-        )
+        return self._draws(torch.rand, shape).mul_(2).sub_(1)
 
     def normal(self, *shape: int) -> Tensor:
         """[S, *shape] standard normal."""
-        return torch.stack([self._draw(torch.randn, shape, generator) for generator in self.generators])
+        return self._draws(torch.randn, shape)
 
-    def _draw(self, law: object, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return law(*shape, generator=generator, device=self.device)  # type: ignore[operator]
+    def _draws(self, law: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        drawn = [self._draw(law, shape, generator) for generator in self.generators]
+        return drawn[0].unsqueeze(0) if len(drawn) == 1 else torch.stack(drawn)
+
+    def _draw(self, law: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return law(*shape, generator=generator, device=self.device)
 
     # ---- checkpoints
 
@@ -299,8 +301,8 @@ class ObservingLearner(Learner):
 
     def prepare(self, obs: Tensor) -> Tensor:
         """Network input: [S, B, N, O] -> normalised [S, N, B, O (+ N)]."""
-        scaled = ((obs.to(self.obs_mean.dtype) - self.obs_mean) * self.obs_scale).transpose(1, 2)
-        scaled = scaled.clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+        scaled = (obs.to(self.obs_mean.dtype) - self.obs_mean).mul_(self.obs_scale)
+        scaled = scaled.clamp_(-OBSERVATION_LIMIT, OBSERVATION_LIMIT).transpose(1, 2)
         if self._agent_id is None:
             return scaled.contiguous()
         S, N, B, _ = scaled.shape

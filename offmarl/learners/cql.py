@@ -13,7 +13,7 @@ from offmarl.data.episodes import EpisodeBatch
 from offmarl.learners.actor_critic import ActorCritic, ActorCriticConfig
 from offmarl.learners.base import Metrics
 from offmarl.learners.critics import States
-from offmarl.learners.softmax import softmax
+from offmarl.learners.softmax import logsumexp, softmax
 from offmarl.learners.value_based import DiscreteValueConfig, ValueBased
 from offmarl.settings import Count, Fraction, Natural, NonNegative, Positive
 
@@ -95,7 +95,7 @@ class CQL(ActorCritic):
         """Estimate log ∫ exp Q(o, a) da by importance sampling (CQL, appendix F), over the last axis."""
         temperature = self.config.temperature
         terms = q / temperature - log_density
-        return temperature * (torch.logsumexp(terms, dim=-1) - log(q.shape[-1]))
+        return temperature * (logsumexp(terms) - log(q.shape[-1]))
 
     def unit(self, q: Tensor, states: States) -> Tensor:
         """Its standard deviation over the batch: α moves the scale of Q, the penalties must not care."""

@@ -57,17 +57,22 @@ class OMAR(CQL):
         S, N, B, A = states.action.shape
         mean = states.obs.new_full((S, N, A, 1, B), self.config.first_mean)
         sd = states.obs.new_full((S, N, A, 1, B), self.config.first_sd)
-        for _ in range(self.config.rounds):
-            sampled = (mean + sd * self.normal(N, A, self.config.samples, B)).clamp_(-1, 1)
-            if self._used is not None:
-                sampled *= self._used.mT.unsqueeze(2)  # [N, A, 1, 1]
-            q = self.first_q(states, sampled.transpose(2, 4))  # [S, N, B, K]
-            mean, sd = self.refitted(sampled, q)
+        for _ in range(self.config.rounds - 1):
+            sampled = self.samples(mean, sd)
+            mean, sd = self.refitted(sampled, self.first_q(states, sampled.transpose(2, 4)))
         policy_action = self.actions(self.policy, states.obs)[0]
-        q = torch.cat([q, self.first_q(states, policy_action.unsqueeze(3))], dim=3)
-        candidates = torch.cat([sampled, policy_action.mT.unsqueeze(3)], dim=3)  # [S, N, A, K + 1, B]
+        candidates = torch.cat(
+            [self.samples(mean, sd), policy_action.mT.unsqueeze(3)], dim=3
+        )  # [S, N, A, K + 1, B]
+        q = self.first_q(states, candidates.transpose(2, 4))  # [S, N, B, K + 1]
         best = q.argmax(3).view(S, N, 1, 1, B).expand(S, N, A, 1, B)
         return candidates.gather(3, best).squeeze(3).mT.contiguous()
+
+    def samples(self, mean: Tensor, sd: Tensor) -> Tensor:
+        """Draw actions from Gaussians [S, N, A, 1, B], within the range of actions: [S, N, A, K, B]."""
+        _, N, A, _, B = mean.shape
+        sampled = self.normal(N, A, self.config.samples, B).mul_(sd).add_(mean).clamp_(-1, 1)
+        return sampled if self._used is None else sampled * self._used.mT.unsqueeze(2)  # [N, A, 1, 1]
 
     @staticmethod
     def refitted(sampled: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

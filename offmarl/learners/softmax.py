@@ -1,4 +1,4 @@
-"""Softmax and its logarithm over a few numbers in each of many rows."""
+"""Softmax, its logarithm and its normaliser over a few numbers in each of many rows."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,18 @@ def log_softmax(values: Tensor) -> Tensor:
     return _over_last_axis(torch.log_softmax, values)
 
 
+def logsumexp(values: Tensor) -> Tensor:
+    """Give `torch.logsumexp(values, dim=-1)`, sooner where the last axis is short."""
+    if not _short_rows(values):
+        return torch.logsumexp(values, dim=-1)
+    return torch.logsumexp(values.mT.contiguous(), dim=-2)
+
+
 def _over_last_axis(function: Callable[..., Tensor], values: Tensor) -> Tensor:
-    if values.device.type != "cpu" or values.dim() < 2 or values.shape[-1] > FEW:
+    if not _short_rows(values):
         return function(values, dim=-1)
     return function(values.mT.contiguous(), dim=-2).mT
+
+
+def _short_rows(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dim() >= 2 and values.shape[-1] <= FEW

@@ -16,6 +16,7 @@ typedef struct {
     int64_t G, M, K, O, A;
     int64_t parameters, gradients; /* floats from one network's parameters, or gradients, to the next one's */
     int64_t obs, action;           /* floats from one network's rows to the next one's */
+    int64_t state, sample, number; /* floats from one state's actions, one action, one of its numbers to the next */
     int64_t pairs;                 /* hidden layers and what is multiplied between them are bfloat16 (bfloat16.h) */
     int64_t layers;                /* hidden */
     int64_t hidden[LAYERS_MOST];
@@ -109,6 +110,16 @@ INLINE void add_across_rows(int pairs, long rows, long inputs, long outputs, con
 
 /* ---- the first and the last layer */
 
+/* Actions [states, K, A] one after another: as they are, or copied to `row`. */
+static const float *in_a_row(const Shape *s, long states, const float *action, float *row) {
+    if (s->number == 1 && s->sample == s->A && s->state == s->K * s->A) return action;
+    for (long a = 0; a < s->A; a++)
+        for (long k = 0; k < s->K; k++)
+            for (long m = 0; m < states; m++)
+                row[(m * s->K + k) * s->A + a] = action[m * s->state + k * s->sample + a * s->number];
+    return row;
+}
+
 /* hidden [states * K, H] = ReLU of `once` [states, H] + action [states * K, A] times weight [A, H]. */
 INLINE void add_actions(int pairs, long states, long K, long A, long H, const float *once, const float *action,
                         const float *weight, float *hidden) {
@@ -181,9 +192,11 @@ INLINE int forward_of(int pairs, const Shape *s, const float *flat, const float 
         all += s->hidden[l];
     }
     long last = s->hidden[s->layers - 1];
-    float *memory = scratch(packs + step * s->hidden[0] + s->outputs * last + (kept ? 0 : step * s->K * all));
+    long block_size = kept ? 0 : step * s->K * all;
+    float *memory = scratch(packs + step * s->hidden[0] + s->outputs * last + block_size + step * s->K * s->A);
     if (!memory) return 1;
     float *once = memory + packs, *narrow = once + step * s->hidden[0], *block = narrow + s->outputs * last;
+    float *row = block + block_size;
     for (long g = from; g < to; g++) {
         Layers net = layers_of(s, flat + g * s->parameters);
         pack(s->O, s->hidden[0], net.weight[0], s->hidden[0], 1, memory);
@@ -195,7 +208,7 @@ INLINE int forward_of(int pairs, const Shape *s, const float *flat, const float 
             float *layer[LAYERS_MOST];
             activations_of(s, g, m, kept, block, layer);
             first_layer(pairs, s, &net, memory, states, obs + g * s->obs + m * s->O,
-                        action + g * s->action + m * s->K * s->A, once, layer[0]);
+                        in_a_row(s, states, action + g * s->action + m * s->state, row), once, layer[0]);
             for (long l = 1; l < s->layers; l++)
                 along_rows(pairs, states * s->K, s->hidden[l], net.inputs[l], layer[l - 1], memory + at[l], STORE_RELU,
                            net.bias[l], layer[l]);
@@ -251,7 +264,8 @@ INLINE void back_through_last(int pairs, long rows, long H, long outputs, const 
 }
 
 /* From dL/doutput [G, M * K, outputs] to dL/dparameters, added to `into` unless it is NULL, and to dL/daction
- * [G, M * K, A] unless `to_action` is NULL. Networks `from` to `to` (excluded). Returns 0, or 1 for want of memory. */
+ * [G, M * K, A] unless `to_action` is NULL. Actions lie one after another. Networks `from` to `to` (excluded). Returns
+ * 0, or 1 for want of memory. */
 INLINE int backward_of(int pairs, const Shape *s, const float *flat, const float *obs, const float *action, float *kept,
                        const float *slope, float *into, float *to_action, int64_t from, int64_t to) {
     long rows = s->M * s->K, step = block_states(s), packs = 0;

@@ -42,7 +42,7 @@ class Perceptrons:
         Raises `ValueError` for values of other shapes, types or devices than the networks'.
         """
         G, M, K, _ = shape = self._shape(obs, action)
-        obs, action = _in_rows(obs), None if action is None else _in_rows(action)
+        obs = _in_rows(obs)
         output = obs.new_empty(G, M * K, self.sizes[-1])
         numbers = G * M * K * sum(self.sizes[1:-1])
         kept = obs.new_empty(numbers // 2 if rounds() else numbers) if keep else None
@@ -99,7 +99,7 @@ class Perceptrons:
             self.flat.stride(0),
             gradients.stride(0),
             obs.stride(0),
-            0 if action is None else action.stride(0),
+            *((0,) * 4 if action is None else action.stride()),
         )
         values = (
             G,

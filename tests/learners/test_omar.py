@@ -30,8 +30,8 @@ def test_the_best_of_the_last_samples_and_the_policys_action_is_found(continuous
 
     monkeypatch.setattr(learner, "first_q", recorded)
     found = learner.rectified(states)
-    assert [own.shape[3] for own, _ in rated] == [10, 10, 10, 1]
-    own, q = (torch.cat(parts, dim=3) for parts in zip(*rated[-2:], strict=True))
+    assert [own.shape[3] for own, _ in rated] == [10, 10, 11]
+    own, q = rated[-1]  # the policy's action is the last
     torch.testing.assert_close(own[..., -1, :], learner.actions(learner.policy, states.obs)[0])
     torch.testing.assert_close(first_q(states, found.unsqueeze(3)).squeeze(3), q.amax(3))
     chosen = q.argmax(3)

@@ -171,6 +171,21 @@ def test_a_nan_is_not_swallowed(where, rounding):
     assert forward.output.isnan().any() == (where != "gradient")
 
 
+def test_actions_may_lie_in_any_order():
+    network, obs = stacked((7, 16, 16, 1)), torch.randn(6, 50, 4)
+    action, gradient = torch.rand(6, 3, 11, 50).transpose(1, 3), torch.randn(6, 50, 11, 1)
+    assert not action.is_contiguous()
+    answers = []
+    with kernels("compiled"):
+        for given in (action, action.contiguous()):
+            into = network.like(torch.zeros_like(network.flat))
+            forward = network.forward(obs, given)
+            forward.backward(gradient, into)
+            answers.append((forward.output, into.flat, network.forward(obs, given).to_action(gradient)))
+    for one, other in zip(*answers, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_is_not_compiled_is_left_to_pytorch():
     with kernels("compiled"):
         for sizes in ((5, 17, 1), (5, 16, 16)):  # an odd width, a wide output
