@@ -6,7 +6,6 @@
 #define OFFMARL_BFLOAT16_H
 
 #if defined(__AVX512BF16__)
-#include <immintrin.h>
 enum { BFLOAT16_UNITS = 1 };
 
 /* The pair at `a` times the pair in each lane of `b`: both products are added to `sum`. */
@@ -22,18 +21,20 @@ INLINE void store_rounded(float *at, vec value) {
     _mm256_storeu_si256((__m256i *)at, (__m256i)_mm512_cvtneps_pbh((__m512)value));
 }
 
-/* Numbers of `above` in the lower halves of pairs, of `below` in the upper ones. */
-INLINE vec zip(vec above, vec below) {
+/* Rounded numbers at `above` in the lower halves of pairs, those at `below` (NULL: zeros) in the upper ones. */
+INLINE vec zip_rounded(const float *above, const float *below) {
     const __m512i halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                             5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (vec)_mm512_permutexvar_epi16(halves, (__m512i)_mm512_cvtne2ps_pbh((__m512)below, (__m512)above));
+    __m256i low = _mm256_loadu_si256((const __m256i *)above);
+    __m256i high = below ? _mm256_loadu_si256((const __m256i *)below) : _mm256_setzero_si256();
+    return (vec)_mm512_permutexvar_epi16(halves, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
 }
 #else /* nothing that is right, only something to compile */
 enum { BFLOAT16_UNITS = 0 };
 INLINE vec add_pairs(vec sum, const float *a, vec b) { return sum + *a * b; }
 INLINE vec load_rounded(const float *at) { return load(at); }
 INLINE void store_rounded(float *at, vec value) { store(at, value); }
-INLINE vec zip(vec above, vec below) { return above + below; }
+INLINE vec zip_rounded(const float *above, const float *below) { return below ? load(above) : (vec){0}; }
 #endif
 
 #endif

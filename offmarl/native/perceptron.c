@@ -67,17 +67,18 @@ static long widest(const Shape *s) {
 
 static long block_states(const Shape *s) { return s->K >= BLOCK_ROWS ? 1 : BLOCK_ROWS / s->K; }
 
-/* ---- products between hidden layers. In `rounded` there is room for factors that are still to be rounded */
-
-static long rounded_size(const Shape *s, long rows) { return s->pairs ? (rows + 1) * widest(s) : 0; }
+/* ---- products between hidden layers */
 
 static void pack_layer(int pairs, long depth, long width, const float *weight, long depth_stride, long width_stride,
                        float *to) {
     pack(depth, width, weight, depth_stride, width_stride, to);
-    if (!pairs) return;
-    const float *from = to;
-    for (long row = 0; row < packed_size(depth, width) / PANEL; row += 2, from += 2 * PANEL, to += PANEL)
-        for (long c = 0; c < PANEL; c += LANES) store(to + c, zip(load(from + c), load(from + PANEL + c)));
+    long rows = packed_size(depth, width) / PANEL;
+    float row[2][PANEL / 2];
+    for (long r = 0; pairs && r < rows; r += 2)
+        for (long c = 0; c < PANEL; c += LANES) {
+            for (long half = 0; half < 2; half++) store_active(1, row[half], 0, load(to + (r + half) * PANEL + c));
+            store(to + r / 2 * PANEL + c, zip_rounded(row[0], row[1]));
+        }
 }
 
 /* values [rows, depth], in pairs if `pairs`, times a packed [depth, width]. */
@@ -87,23 +88,22 @@ INLINE void along_rows(int pairs, long rows, long width, long depth, const float
     product(pairs, rows, width, steps, values, steps, 1, packed, steps * PANEL, PANEL, ending, extra, to, width);
 }
 
-/* [rows, width] -> [(rows + 1) / 2, width]: a row and the one below it make pairs; zeros lie below the last. */
-INLINE void pair_rows(int rounded, long rows, long width, const float *from, float *to) {
-    for (long r = 0; r < rows; r += 2, to += width)
-        for (long h = 0; h < width; h += LANES) {
-            vec below = r + 1 < rows ? load_active(rounded, from, (r + 1) * width + h) : (vec){0};
-            store(to + h, zip(load_active(rounded, from, r * width + h), below));
-        }
+/* Rounded [rows, width] -> [(rows + 1) / 2, width]: a row and the one below it make pairs; zeros lie below the last. */
+static void zip_rows(long rows, long width, const float *from, float *to) {
+    for (long r = 0; r < rows; r += 2, from += width, to += width)
+        for (long h = 0; h < width; h += LANES)
+            store(to + h, zip_rounded(from + h / 2, r + 1 < rows ? from + (width + h) / 2 : NULL));
 }
 
-/* Add the transpose of the activations below [rows, inputs] times slopes above [rows, outputs]. */
+/* Add the transpose of the activations below [rows, inputs] times slopes above [rows, outputs]; with `pairs` both are
+ * rounded, and there is room for them in `zipped`. */
 INLINE void add_across_rows(int pairs, long rows, long inputs, long outputs, const float *below, const float *above,
-                            float *rounded, float *to) {
+                            float *zipped, float *to) {
     long steps = pairs ? (rows + 1) / 2 : rows;
     if (pairs) {
-        pair_rows(1, rows, inputs, below, rounded);
-        pair_rows(0, rows, outputs, above, rounded + steps * inputs);
-        below = rounded, above = rounded + steps * inputs;
+        zip_rows(rows, inputs, below, zipped);
+        zip_rows(rows, outputs, above, zipped + steps * inputs);
+        below = zipped, above = zipped + steps * inputs;
     }
     product(pairs, inputs, outputs, steps, below, 1, inputs, above, PANEL, outputs, ADD, NULL, to, outputs);
 }
@@ -240,10 +240,33 @@ static void add_rows(long rows, long width, const float *values, float *sum) {
     }
 }
 
-/* Back through the last layer: slope [rows, outputs] -> `above` [rows, H]; its transposed gradient [outputs, H] and
- * the sum of `above` over rows are added up, unless NULL. */
-INLINE void back_through_last(int pairs, long rows, long H, long outputs, const float *slope, const float *hidden,
-                              const float *weight, float *above, float *weight_slope, float *above_sum) {
+/* [states, K, H] -> [states, H] */
+static void sum_over_actions(long states, long K, long H, const float *values, float *sums) {
+    for (long m = 0; m < states; m++, values += K * H, sums += H)
+        for (long h = 0; h < H; h += LANES) {
+            vec sum = {0};
+            for (long k = 0; k < K; k++) sum += load(values + k * H + h);
+            store(sums + h, sum);
+        }
+}
+
+/* Add the sum of few slopes [rows, outputs] to `sum`. */
+static void add_slopes(long rows, long outputs, const float *slope, float *sum) {
+    for (long o = 0; o < outputs; o++) {
+        float even = 0, odd = 0;
+        for (long r = 0; r < rows; r++) {
+            if (r % 2) odd += slope[r * outputs + o];
+            else even += slope[r * outputs + o];
+        }
+        sum[o] += even + odd;
+    }
+}
+
+/* Back through the last layer: slope [rows, outputs] -> `above` [rows, H], rounded if there is another hidden layer to
+ * multiply it by; its transposed gradient [outputs, H] and the sum of `above` over rows are added up, unless NULL. */
+INLINE void back_through_last(int pairs, int rounded, long rows, long H, long outputs, const float *slope,
+                              const float *hidden, const float *weight, float *above, float *weight_slope,
+                              float *above_sum) {
     for (long h = 0; h < H; h += LANES) {
         vec to_weight[NARROW_MOST] = {0}, total = {0};
         for (long r = 0; r < rows; r++) {
@@ -254,7 +277,7 @@ INLINE void back_through_last(int pairs, long rows, long H, long outputs, const 
             }
             sum = where_active(active, sum);
             total += sum;
-            store(above + r * H + h, sum);
+            store_active(rounded, above, r * H + h, sum);
         }
         if (above_sum) store(above_sum + h, load(above_sum + h) + total);
         if (!weight_slope) continue;
@@ -275,10 +298,12 @@ INLINE int backward_of(int pairs, const Shape *s, const float *flat, const float
         packs += packed_size(s->hidden[l], s->hidden[l - 1]);
     }
     long last = s->hidden[s->layers - 1], first = s->hidden[0], block_size = step * s->K * widest(s);
-    long rounded_floats = rounded_size(s, step * s->K);
-    float *memory = scratch(packs + rounded_floats + 2 * block_size + step * first + 2 * s->outputs * last);
+    long zipped_size = pairs ? block_size + widest(s) : 0; /* two factors in pairs, of a row more if that is odd */
+    float *memory =
+        scratch(packs + zipped_size + (pairs ? 3 : 2) * block_size + step * first + 2 * s->outputs * last);
     if (!memory) return 1;
-    float *rounded = memory + packs, *blocks = rounded + rounded_floats, *once = blocks + 2 * block_size;
+    float *zipped = memory + packs, *blocks = zipped + zipped_size, *rounded = blocks + 2 * block_size;
+    float *once = rounded + (pairs ? block_size : 0);
     float *narrow = once + step * first, *narrow_slope = narrow + s->outputs * last;
     for (long g = from; g < to; g++) {
         Layers net = layers_of(s, flat + g * s->parameters);
@@ -293,22 +318,23 @@ INLINE int backward_of(int pairs, const Shape *s, const float *flat, const float
             activations_of(s, g, m, kept, NULL, layer);
             const float *now = slope + (g * rows + m * s->K) * s->outputs, *active = layer[s->layers - 1];
             float *last_slope = into ? narrow_slope : NULL, *sum = s->layers > 1 ? slopes.bias[s->layers - 1] : NULL;
-            if (s->outputs == 1) /* so that the compiler knows */
-                back_through_last(pairs, block, last, 1, now, active, narrow, above, last_slope, sum);
+            if (pairs && s->layers == 1)
+                back_through_last(1, 0, block, last, s->outputs, now, active, narrow, above, last_slope, sum);
+            else if (s->outputs == 1) /* so that the compiler knows */
+                back_through_last(pairs, pairs, block, last, 1, now, active, narrow, pairs ? rounded : above, last_slope,
+                                  sum);
             else
-                back_through_last(pairs, block, last, s->outputs, now, active, narrow, above, last_slope, sum);
-            if (into)
-                for (long r = 0; r < block * s->outputs; r++) slopes.bias[s->layers][r % s->outputs] += now[r];
+                back_through_last(pairs, pairs, block, last, s->outputs, now, active, narrow, pairs ? rounded : above,
+                                  last_slope, sum);
+            if (into) add_slopes(block, s->outputs, now, slopes.bias[s->layers]);
             for (long l = s->layers - 1; l > 0; l--) {
                 long H = s->hidden[l], inputs = net.inputs[l];
-                if (into) {
-                    add_across_rows(pairs, block, inputs, H, layer[l - 1], above, rounded, slopes.weight[l]);
-                    if (l < s->layers - 1) add_rows(block, H, above, slopes.bias[l]);
-                }
-                const float *factor = above;
-                if (pairs) {
+                if (pairs && l < s->layers - 1)
                     for (long i = 0; i < block * H; i += LANES) store_active(1, rounded, i, load(above + i));
-                    factor = rounded;
+                const float *factor = pairs ? rounded : above;
+                if (into) {
+                    add_across_rows(pairs, block, inputs, H, layer[l - 1], factor, zipped, slopes.weight[l]);
+                    if (l < s->layers - 1) add_rows(block, H, above, slopes.bias[l]);
                 }
                 along_rows(pairs, block, inputs, H, factor, memory + at[l], STORE_WHERE_ACTIVE, layer[l - 1], below);
                 float *swap = above;
@@ -318,8 +344,7 @@ INLINE int backward_of(int pairs, const Shape *s, const float *flat, const float
             if (into) {
                 const float *shared = above; /* by all actions of a state */
                 if (s->K > 1) {
-                    memset(once, 0, sizeof(float) * states * first);
-                    for (long n = 0; n < states; n++) add_rows(s->K, first, above + n * s->K * first, once + n * first);
+                    sum_over_actions(states, s->K, first, above, once);
                     shared = once;
                 }
                 product(0, s->O, first, states, obs + g * s->obs + m * s->O, 1, s->O, shared, PANEL, first, ADD, NULL,

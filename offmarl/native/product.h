@@ -5,6 +5,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 enum { LANES = 16, TILE_VECTORS = 4, TILE_ROWS = 6 }; /* 24 of 32 registers hold the tile */
@@ -30,7 +33,13 @@ INLINE vec load(const float *at) { return *(const vec *)at; }
 INLINE void store(float *at, vec value) { *(vec *)at = value; }
 INLINE vec select_where(lanes yes, vec a, vec b) { return (vec)((yes & (lanes)a) | (~yes & (lanes)b)); }
 /* Written so that a NaN stays one, as PyTorch's does: a diverged network must be seen to have diverged. */
-INLINE vec relu(vec x) { return select_where(x < 0, (vec){0}, x); }
+INLINE vec relu(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512){0}, (__m512)x); /* of a NaN it takes the second; one operation instead of two */
+#else
+    return select_where(x < 0, (vec){0}, x);
+#endif
+}
 INLINE vec where_active(vec activation, vec slope) { return select_where(activation <= 0, (vec){0}, slope); }
 
 #ifdef __clang__
