@@ -255,7 +255,8 @@ class ActorCritic(ObservingLearner):
         norm = self.policy_optimiser.step()
         loss = self.policy_loss(q, policy_action, action)  # [S, N, B]
         loss = loss + self.config.pre_tanh_penalty * z.square().mean(3)
-        loss += self.config.action_penalty * policy_action.square().mean(3)
+        if self.config.action_penalty:
+            loss += self.config.action_penalty * policy_action.square().mean(3)
         return {
             "policy_loss": states.mean(loss).mean((1, 2)),
             "policy_gradient": norm.view(S, -1).mean(1),

@@ -12,17 +12,11 @@ class StackedAdam(Generic[Network]):
     """One fused Adam step for all G networks, each network's gradient clipped by its own norm."""
 
     def __init__(self, network: Network, learning_rate: float, gradient_clip: float | None) -> None:
-        self.network, self.gradient_clip = network, gradient_clip
-        self._flat = network.flat
-        self._flat.grad = torch.zeros_like(self._flat)
-        self.gradient = network.like(self._flat.grad)  # of the step being prepared: add to it
-        self._adam = torch.optim.Adam([self._flat], lr=learning_rate, fused=True)
-        # Made now rather than at the first step, so that a checkpoint always holds the same tensors.
-        self._adam.state[self._flat] = {
-            "step": torch.zeros((), device=self._flat.device),
-            "exp_avg": torch.zeros_like(self._flat),
-            "exp_avg_sq": torch.zeros_like(self._flat),
-        }
+        self.network, self.learning_rate, self.gradient_clip = network, learning_rate, gradient_clip
+        flat = network.flat
+        self.gradient = network.like(torch.zeros_like(flat))  # of the step being prepared: add to it
+        self._steps = torch.zeros((), device=flat.device)
+        self._mean, self._square = torch.zeros_like(flat), torch.zeros_like(flat)
 
     def accumulate(self, loss: Tensor) -> None:
         """Add the gradient of `loss` (a sum over networks), which autograd finds, to the step being prepared."""
@@ -36,7 +30,23 @@ class StackedAdam(Generic[Network]):
         norm = torch.linalg.vector_norm(gradient, dim=1)
         if self.gradient_clip is not None:
             gradient.mul_((self.gradient_clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1))
-        self._adam.step()
+        self._steps += 1
+        # What torch.optim.Adam(fused=True) calls, whose own work takes longer than this.
+        torch._fused_adam_(
+            [self.network.flat],
+            [gradient],
+            [self._mean],
+            [self._square],
+            [],
+            [self._steps],
+            lr=self.learning_rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
         gradient.zero_()
         return norm
 
@@ -47,7 +57,7 @@ class StackedAdam(Generic[Network]):
 
     def tensors(self) -> dict[str, Tensor]:
         """Moments and step count, for checkpoints."""
-        return dict(self._adam.state[self._flat])
+        return {"step": self._steps, "exp_avg": self._mean, "exp_avg_sq": self._square}
 
 
 def minimise(loss: Tensor, *optimisers: StackedAdam[Any]) -> list[Tensor]:

@@ -160,3 +160,16 @@ def test_parts_of_a_batch_add_up_to_the_batch():
         parts.accumulate(pair[1](part).square().mean((1, 2)).sum() * part.shape[1] / 8)
     parts.step()
     torch.testing.assert_close(pair[0].flat, pair[1].flat, atol=1e-6, rtol=1e-4)
+
+
+def test_its_steps_are_those_of_pytorchs_adam():
+    network = stacked((2, 1), (3, 4, 1))
+    flat = network.flat.clone().requires_grad_()
+    optimiser, adam = StackedAdam(network, 1e-2, None), torch.optim.Adam([flat], lr=1e-2)
+    for _ in range(5):
+        flat.grad = torch.randn_like(flat)
+        optimiser.gradient.flat.copy_(flat.grad)
+        optimiser.step()
+        adam.step()
+    assert float(optimiser.tensors()["step"]) == 5
+    torch.testing.assert_close(network.flat, flat.detach(), atol=1e-6, rtol=1e-5)
