@@ -180,8 +180,9 @@ static void activations_of(const Shape *s, long g, long m, float *kept, float *b
                         : block + block_states(s) * s->K * below;
 }
 
-/* With `pairs` known where this is compiled: obs [G, M, O], action [G, M, K, A] -> output [G, M * K, outputs] and, unless `kept` is NULL, the activations of the
- * hidden layers. Networks `from` to `to` (excluded). Returns 0, or 1 for want of memory. */
+/* obs [G, M, O], action [G, M, K, A] -> output [G, M * K, outputs] and, unless `kept` is NULL, the activations of the
+ * hidden layers. Networks `from` to `to` (excluded). Returns 0, or 1 for want of memory. `pairs` is s->pairs, known to
+ * the compiler. */
 INLINE int forward_of(int pairs, const Shape *s, const float *flat, const float *obs, const float *action, float *kept,
                       float *output, int64_t from, int64_t to) {
     long rows = s->M * s->K, step = block_states(s), packs = 0, all = 0;
@@ -288,7 +289,7 @@ INLINE void back_through_last(int pairs, int rounded, long rows, long H, long ou
 
 /* From dL/doutput [G, M * K, outputs] to dL/dparameters, added to `into` unless it is NULL, and to dL/daction
  * [G, M * K, A] unless `to_action` is NULL. Actions lie one after another. Networks `from` to `to` (excluded). Returns
- * 0, or 1 for want of memory. */
+ * 0, or 1 for want of memory. `pairs` as above. */
 INLINE int backward_of(int pairs, const Shape *s, const float *flat, const float *obs, const float *action, float *kept,
                        const float *slope, float *into, float *to_action, int64_t from, int64_t to) {
     long rows = s->M * s->K, step = block_states(s), packs = 0;
