@@ -56,7 +56,7 @@ class CQL(ActorCritic):
         return td + self.config.alpha * gap, {"critic_loss": td, "conservative_gap": gap, "q_mean": q_data}
 
     def critic_gradient(self, q: Tensor, td_target: Tensor, *drawn: Tensor) -> Tensor:
-        """Of the squared error, by Q of the data, and of the gap."""
+        """Differentiate both: the gap at every action, the squared error at the data's."""
         (log_density,) = drawn
         gradient = self.config.alpha * self.gap_gradient(q, log_density)
         gradient[..., -1] += 2 * (q[..., -1] - td_target)

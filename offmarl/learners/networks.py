@@ -28,6 +28,7 @@ NARROW = 16
 TILE_BYTES = 3 * 1024 * 1024
 # Compiled, a pass keeps to the cache by itself, and a tile is what lies between its forward and its backward half.
 # Measured for the same on a Zen 4 core: 28.4 ms an update at 3/4 to 1.5 MiB, 30 at 3 and 31 at 3/8.
+# In bfloat16, two bytes a number: 18 to 18.5 ms at 1.5 MiB, 18.3 to 19.4 at 2, 20 to 21 at 1.
 COMPILED_TILE_BYTES = 3 * 512 * 1024
 
 

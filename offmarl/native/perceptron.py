@@ -14,7 +14,7 @@ from offmarl.native.library import Library, in_use, rounds
 from offmarl.native.threads import share_out
 
 LAYERS_MOST = 8  # as in perceptron.c
-NARROW_MOST = 15  # outputs; a wider last layer is PyTorch's
+NARROW_MOST = 15  # outputs, as in perceptron.c; a wider last layer is PyTorch's
 
 
 class Perceptrons:
@@ -39,6 +39,7 @@ class Perceptrons:
     def forward(self, obs: Tensor, action: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         """[G, M, O] and [G, M, K, A] -> output [G, M * K, outputs], and activations for `backward` if to be kept.
 
+        Actions may lie in memory in any order of their axes.
         Raises `ValueError` for values of other shapes, types or devices than the networks'.
         """
         G, M, K, _ = shape = self._shape(obs, action)

@@ -1,4 +1,5 @@
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,11 @@ def test_bfloat16_needs_compiled_code_and_units(monkeypatch):
         pass
     with bfloat16(False):
         assert not native.rounds()
+
+
+@pytest.mark.skipif(not isinstance(library(), Library), reason=str(library()))
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing here says what the processor can do")
+def test_units_are_found_where_the_processor_has_them():
+    """Otherwise the tests of bfloat16 would be left out unnoticed."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert library().bfloat16 == ("avx512_bf16" in flags)
